@@ -1,0 +1,338 @@
+"""The error tree; every error says what happened and knows what a caller may do next.
+
+    PiAPIError
+    ├── ConfigurationError            also ValueError: bad key, URL or option, at construction
+    ├── InvalidRequestError           also ValueError: refused before a byte was sent
+    ├── BudgetExceededError           nothing was sent
+    ├── BatchError                    a batch's files can't be used; what was paid for is kept
+    └── APIError                      an exchange failed
+        ├── APIConnectionError        no whole answer: connect, TLS, reset, protocol
+        │   └── APITimeoutError       a timer ran out; `kind` says which
+        ├── APIResponseError          an answer that is not one: HTML, bad JSON, wrong types, empty
+        │   ├── StreamTruncatedError
+        │   └── StreamTooLargeError
+        ├── APIStatusError            the provider said no: 400 … 599, or an error object in a 200
+        └── AllProvidersFailedError   one line per attempt; `errors` holds each provider's own
+
+An error never holds an API key, a prompt or an object of the HTTP library, so `Secret` and `excerpt`, through which
+every foreign text passes on its way into a message, live here too. Errors pickle and copy whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from piapi_async.models import Attempt
+    from piapi_async.sse import ServerSentEvent
+
+__all__ = [
+    "APIConnectionError",
+    "APIError",
+    "APIResponseError",
+    "APIStatusError",
+    "APITimeoutError",
+    "AllProvidersFailedError",
+    "AuthenticationError",
+    "BadRequestError",
+    "BatchError",
+    "BudgetExceededError",
+    "ConfigurationError",
+    "ConflictError",
+    "InsufficientQuotaError",
+    "InternalServerError",
+    "InvalidRequestError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "PiAPIError",
+    "RateLimitError",
+    "RequestTooLargeError",
+    "Secret",
+    "StreamTooLargeError",
+    "StreamTruncatedError",
+    "UnprocessableEntityError",
+]
+
+EXCERPT_CHARACTERS = 2000
+"""Most of a foreign text that an error keeps (2 kB: enough for a gateway's page title and message; ours)."""
+
+# What vendors' keys look like; a provider that echoes another account's key must not leak it through us.
+_KEY_LIKE = re.compile(r"\b(sk|pk|rk)-[A-Za-z0-9_-]{6,}|(?<=Bearer )[\x21-\x7e]{6,}", re.IGNORECASE)
+
+
+class Secret:
+    """An API key that never shows itself.
+
+    It is masked by `repr`, `str`, `format`, `attrs.asdict` and `cattrs.unstructure`, in logs and in tracebacks that
+    capture locals, and refuses to be pickled.
+
+    Attributes:
+        fingerprint: `"…"` and the last 4 characters of a key of 12 or more, `"…"` of a shorter one.
+    """
+
+    __slots__ = ("_value", "fingerprint")
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+        self.fingerprint = f"…{value[-4:]}" if len(value) >= 12 else "…"
+
+    def reveal(self) -> str:
+        """Return the key itself; call it only where the key goes on the wire."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Secret({self.fingerprint})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an API key can't be pickled; read it from the environment where it is needed")
+
+
+def excerpt(text: str, secrets: Iterable[Secret] = ()) -> str:
+    """Make a foreign text fit for an error message or a log.
+
+    Args:
+        text: What a server sent.
+        secrets: Keys that must not appear in the result.
+
+    Returns:
+        At most `EXCERPT_CHARACTERS` characters on one line, control characters escaped, keys and what looks like one
+        replaced by `[key]`.
+    """
+    # Keys first, the longest first, so that neither a cut nor a key that begins like another leaves half of one.
+    for secret in sorted(secrets, key=lambda secret: len(secret.reveal()), reverse=True):
+        text = text.replace(secret.reveal(), "[key]")
+    text = _KEY_LIKE.sub("[key]", text[: EXCERPT_CHARACTERS + 1024])
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.strip())
+    return line if len(line) <= EXCERPT_CHARACTERS else line[: EXCERPT_CHARACTERS - 1] + "…"
+
+
+class PiAPIError(Exception):
+    """The base of every error that this library raises on purpose."""
+
+
+class ConfigurationError(PiAPIError, ValueError):
+    """A key, URL or option that can't work; raised at construction."""
+
+
+class InvalidRequestError(PiAPIError, ValueError):
+    """A request that the provider would refuse; raised before a byte was sent."""
+
+
+class BudgetExceededError(PiAPIError):
+    """The call might have passed the budget; nothing was sent."""
+
+
+class BatchError(PiAPIError):
+    """A checkpoint is locked, broken or on a full disk; what was paid for is kept."""
+
+
+class APIError(PiAPIError):
+    """An exchange with a provider failed.
+
+    Attributes:
+        kind: What failed, in a word or two: `"dns"`, `"tls"`, `"protocol"`, `"progress"`, `"empty"`, `"status"`, …
+        provider: Name of the provider that failed; `""` when none was reached.
+        attempts: Every request that this call sent or tried to send, in order.
+        request_id: The provider's id of the request, for its support, if it gave one.
+        committed: Whether text of the answer had reached the caller; then nothing was sent again.
+        maybe_billed: Whether the provider may charge for the failed attempt.
+        retry_after: Seconds the provider asked to wait, if it did.
+        partial: Text of choice 0 that had arrived.
+    """
+
+    kind: str = "error"
+    provider: str
+    attempts: tuple[Attempt, ...]
+    request_id: str | None
+    committed: bool
+    maybe_billed: bool
+    retry_after: float | None
+    partial: str
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        kind: str | None = None,
+        provider: str = "",
+        attempts: tuple[Attempt, ...] = (),
+        request_id: str | None = None,
+        committed: bool = False,
+        maybe_billed: bool = False,
+        retry_after: float | None = None,
+        partial: str = "",
+    ) -> None:
+        # Only the message is in `args`; the rest travels in `__dict__`, which pickle and copy carry by themselves.
+        super().__init__(message)
+        if kind is not None:
+            self.kind = kind
+        self.provider = provider
+        self.attempts = attempts
+        self.request_id = request_id
+        self.committed = committed
+        self.maybe_billed = maybe_billed
+        self.retry_after = retry_after
+        self.partial = partial
+
+
+class APIConnectionError(APIError):
+    """No whole answer came: name lookup, connect, TLS, reset, or not HTTP.
+
+    `kind` is one of `"connect"`, `"dns"`, `"tls"`, `"certificate"`, `"reset"` (the connection broke before an answer),
+    `"truncated body"`, `"protocol"`, `"proxy"`, `"local"` (this process ran out of sockets or files), `"closed"`.
+    """
+
+    kind = "connect"
+
+
+class APITimeoutError(APIConnectionError):
+    """A timer ran out: `kind` is `"connect"`, `"first_event"`, `"progress"`, `"total"`, `"deadline"` or `"pool"`."""
+
+    kind = "total"
+
+    @property
+    def timer(self) -> str:
+        """The timer that ran out, the same as `kind`."""
+        return self.kind
+
+
+class APIResponseError(APIError):
+    """An answer came that is not one: HTML, bad JSON, wrong types, or nothing."""
+
+    kind = "response"
+
+
+class StreamTruncatedError(APIResponseError):
+    """A stream ended before the answer was whole; `partial` has the text so far."""
+
+    kind = "truncated"
+
+
+class StreamTooLargeError(APIResponseError):
+    """An event or an answer passed its size cap.
+
+    Attributes:
+        events: The `ServerSentEvent`s that were complete before the one too large, from the same bytes.
+    """
+
+    kind = "too large"
+    events: tuple[ServerSentEvent, ...] = ()
+
+
+class APIStatusError(APIError):
+    """The provider answered with an error status, or with an error object inside a 200.
+
+    Attributes:
+        status_code: HTTP status, or the status that the error object stands for.
+        code: The provider's own code, such as `"model_not_found"`.
+        type: The provider's error type, such as `"invalid_request_error"`.
+        param: The request parameter that the provider blames.
+        body: The answer: at most 2 kB, on one line, keys removed.
+    """
+
+    kind = "status"
+    status_code: int
+    code: str | None
+    type: str | None
+    param: str | None
+    body: str
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        status_code: int = 0,
+        code: str | None = None,
+        type: str | None = None,
+        param: str | None = None,
+        body: str = "",
+        kind: str | None = None,
+        provider: str = "",
+        attempts: tuple[Attempt, ...] = (),
+        request_id: str | None = None,
+        committed: bool = False,
+        maybe_billed: bool = False,
+        retry_after: float | None = None,
+        partial: str = "",
+    ) -> None:
+        super().__init__(
+            message,
+            kind=kind,
+            provider=provider,
+            attempts=attempts,
+            request_id=request_id,
+            committed=committed,
+            maybe_billed=maybe_billed,
+            retry_after=retry_after,
+            partial=partial,
+        )
+        self.status_code = status_code
+        self.code = code
+        self.type = type
+        self.param = param
+        self.body = body
+
+
+class BadRequestError(APIStatusError):
+    """400: the provider refuses the request as it is."""
+
+
+class AuthenticationError(APIStatusError):
+    """401: the key is not accepted."""
+
+
+class InsufficientQuotaError(APIStatusError):
+    """402, or a code that says so: the account's credit is used up."""
+
+
+class PermissionDeniedError(APIStatusError):
+    """403: the account may not do this, such as use a model above its plan."""
+
+
+class NotFoundError(APIStatusError):
+    """404: no such model or path."""
+
+
+class ConflictError(APIStatusError):
+    """409: the request collides with another."""
+
+
+class RequestTooLargeError(APIStatusError):
+    """413, 414 or 431: the request is too large."""
+
+
+class UnprocessableEntityError(APIStatusError):
+    """422: the provider understood the request and refuses its values."""
+
+
+class RateLimitError(APIStatusError):
+    """429: too many requests; `retry_after` says how long to wait, if the provider did."""
+
+
+class InternalServerError(APIStatusError):
+    """500 and above: the provider failed."""
+
+
+class AllProvidersFailedError(APIError):
+    """Every provider failed; the message has one line an attempt.
+
+    Attributes:
+        errors: Each provider's own last error, in the order they were tried.
+    """
+
+    kind = "all providers"
+    errors: tuple[APIError, ...] = ()

@@ -1,0 +1,247 @@
+"""Server-sent events from bytes, incrementally, by the WHATWG rules (HTML Living Standard, section 9.2).
+
+No IO: `SSEDecoder.feed` takes whatever bytes arrived and returns the events that they end. Lines are split as bytes and
+each is decoded alone. That is the same as decoding the whole stream, since neither CR nor LF is ever part of a longer
+UTF-8 sequence, and it makes every way of cutting the bytes equal.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import attrs
+
+from piapi_async.errors import StreamTooLargeError
+
+__all__ = ["SSEDecoder", "ServerSentEvent"]
+
+_BOM = b"\xef\xbb\xbf"
+_PIECE = 1 << 16
+"""Bytes looked at at once: all lines of a large chunk, split at one time, take many times its memory (ours)."""
+
+
+@attrs.define
+class ServerSentEvent:
+    """One event.
+
+    Attributes:
+        data: The `data` lines, joined by LF.
+        event: The event's type.
+        id: The last event id when this event was dispatched.
+        retry: Milliseconds, if the event's own block had a valid `retry` field.
+    """
+
+    data: str
+    event: str = "message"
+    id: str = ""
+    retry: int | None = None
+
+
+class SSEDecoder:
+    """Turns bytes into events; one decoder a stream.
+
+    Attributes:
+        last_event_id: The last `id` that a blank line made valid, `""` before any.
+        reconnection_time: The last valid `retry`, in milliseconds, or None.
+
+    Args:
+        max_event_bytes: Most bytes that an event's data may have, and any other line. Lines in progress count too, so
+            an endless line can't fill the memory. The default, 1 MiB, is ours: no gateway was seen to send a hundredth
+            of it.
+    """
+
+    __slots__ = (
+        "_after_cr",
+        "_at_start",
+        "_data",
+        "_event",
+        "_held",
+        "_id",
+        "_line",
+        "_max",
+        "_retry",
+        "last_event_id",
+        "reconnection_time",
+    )
+
+    def __init__(self, max_event_bytes: int = 1 << 20) -> None:
+        if max_event_bytes < 1:
+            raise ValueError(f"max_event_bytes: {max_event_bytes} is not a size; pass 1 or more")
+        self._max = max_event_bytes
+        self._line = bytearray()  # the unended last line
+        self._after_cr = False  # the last byte was a CR: an LF that follows belongs to it
+        self._at_start = True  # a BOM may still come
+        self._data: bytes | bytearray | None = None  # one buffer: many short lines must not take many times their bytes
+        self._held = 0  # bytes that _data adds to, with the LF that joins the next line
+        self._event = ""
+        self._id = ""
+        self._retry: int | None = None
+        self.last_event_id = ""
+        self.reconnection_time: int | None = None
+
+    def feed(self, chunk: bytes) -> list[ServerSentEvent]:
+        """Take the next bytes and return the events that they end.
+
+        Args:
+            chunk: Any number of bytes, cut anywhere.
+
+        Raises:
+            StreamTooLargeError: An event passed the cap. Its `events` attribute has those that ended before it in this
+                chunk. The decoder is of no use after that.
+        """
+        events: list[ServerSentEvent] = []
+        try:
+            if len(chunk) <= _PIECE:
+                self._feed(chunk, events)
+            else:
+                for start in range(0, len(chunk), _PIECE):
+                    self._feed(chunk[start : start + _PIECE], events)
+        except StreamTooLargeError as error:
+            error.events = tuple(events)
+            raise
+        return events
+
+    def _feed(self, chunk: bytes, events: list[ServerSentEvent]) -> None:
+        if chunk and self._after_cr:
+            self._after_cr = False
+            chunk = chunk.removeprefix(b"\n")
+        if self._at_start:
+            chunk = self._strip_bom(chunk)
+        if self._line:
+            chunk = self._end_line(chunk, events)
+            if chunk.startswith(b"\n"):
+                # The blank line right behind it: with its block ended here, the rest can be taken by whole blocks.
+                self._dispatch(events)
+                chunk = chunk[1:]
+        if not chunk:
+            return
+        checked = len(chunk) + self._held > self._max
+        if not checked and not self._in_block() and b"\r" not in chunk:
+            chunk = self._take_blocks(chunk, events)
+        # bytes.splitlines ends a line at LF, CR and CRLF, and at nothing else.
+        lines = chunk.splitlines()
+        if chunk.endswith(b"\r"):
+            self._after_cr = True
+        elif lines and not chunk.endswith(b"\n"):
+            self._line += lines.pop()
+        if checked:
+            self._check(lines, events)
+        else:
+            self._take(lines, events)
+
+    def _in_block(self) -> bool:
+        return bool(self._data is not None or self._event or self._retry is not None)
+
+    def _take_blocks(self, chunk: bytes, events: list[ServerSentEvent]) -> bytes:
+        """Take the blocks that end in this chunk, and return the bytes behind them.
+
+        A block of one `data` line is what nearly every event of every provider is: taking it whole halves the cost of
+        an event. All other blocks go the general way.
+        """
+        end = chunk.rfind(b"\n\n")
+        if end < 0:
+            return chunk
+        self.last_event_id = self._id
+        for block in chunk[:end].decode("utf-8", "replace").split("\n\n"):
+            if block.startswith("data: ") and "\n" not in block:
+                events.append(ServerSentEvent(block[6:], "message", self._id))
+            else:
+                self._take([*block.encode().split(b"\n"), b""], events)
+        return chunk[end + 2 :]
+
+    def _strip_bom(self, chunk: bytes) -> bytes:
+        """Hold the first bytes back until they are a BOM, which is dropped, or can't become one."""
+        start = bytes(self._line) + chunk
+        if len(start) < 3 and _BOM.startswith(start):
+            self._line[:] = start
+            return b""
+        self._line.clear()
+        self._at_start = False
+        return start.removeprefix(_BOM)
+
+    def _end_line(self, chunk: bytes, events: list[ServerSentEvent]) -> bytes:
+        """Add to the unended line, up to the first line end, and return the bytes behind it."""
+        ends = [end for end in (chunk.find(b"\n"), chunk.find(b"\r")) if end >= 0]
+        end = min(ends, default=len(chunk))
+        line = self._line
+        line += chunk[:end]
+        if self._is_too_large(line):
+            self._refuse()
+        if not ends:
+            return b""
+        self._line = bytearray()
+        if line.startswith(b"data: "):
+            del line[:6]  # in place: a copy would make three of a large event
+            self._add_data(line)
+        else:
+            self._take([bytes(line)], events)
+        if chunk[end] == 13:
+            self._after_cr = len(chunk) == end + 1
+            end += chunk[end + 1 : end + 2] == b"\n"
+        return chunk[end + 1 :]
+
+    def _check(self, lines: list[bytes], events: list[ServerSentEvent]) -> None:
+        """Take lines that may pass the cap, one at a time."""
+        for line in lines:
+            if self._is_too_large(line):
+                self._refuse()
+            self._take([line], events)
+        if self._is_too_large(self._line):
+            self._refuse()
+
+    def _is_too_large(self, line: bytes | bytearray) -> bool:
+        """Whether a line, ended or not, is past the cap: with the data before it if it is data, else alone."""
+        if line.startswith(b"data:"):
+            return self._held + len(line) - (6 if line.startswith(b"data: ") else 5) > self._max
+        return len(line) - 6 > self._max  # so that a line that may become `data: ` is not refused before
+
+    def _refuse(self) -> NoReturn:
+        self._line.clear()
+        self._data = None
+        raise StreamTooLargeError(f"an event of the stream is larger than {self._max} bytes; raise max_event_bytes")
+
+    def _take(self, lines: list[bytes], events: list[ServerSentEvent]) -> None:
+        for line in lines:
+            if not line:
+                self._dispatch(events)
+            elif line[0] != 58:  # a colon in front makes a comment
+                self._field(line)
+
+    def _add_data(self, value: bytes | bytearray) -> None:
+        if self._held + len(value) > self._max:
+            self._refuse()
+        self._held += len(value) + 1
+        if self._data is None:
+            self._data = value
+        else:
+            if not isinstance(self._data, bytearray):
+                self._data = bytearray(self._data)
+            self._data += b"\n"
+            self._data += value
+
+    def _field(self, line: bytes) -> None:
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            self._add_data(value)
+        elif name == b"event":
+            self._event = value.decode(errors="replace")
+        elif name == b"id":
+            if b"\0" not in value:
+                self._id = value.decode(errors="replace")
+        elif name == b"retry" and value.isdigit():
+            # bytes.isdigit knows ASCII digits only; int() refuses more than 4,300 of them.
+            self._retry = self.reconnection_time = int(value[:4000])
+
+    def _dispatch(self, events: list[ServerSentEvent]) -> None:
+        """End the block at a blank line; without data it is no event, but its id counts."""
+        self.last_event_id = self._id
+        data = self._data
+        if data is not None:
+            events.append(
+                ServerSentEvent(data.decode(errors="replace"), self._event or "message", self._id, self._retry)
+            )
+            self._data = None
+            self._held = 0
+        self._event = ""
+        self._retry = None
