@@ -1,0 +1,231 @@
+"""The price list applied to a call: what PiAPI would refuse, what a call may cost at most, and what it cost. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+from types import MappingProxyType
+
+import attrs
+
+from piapi_async.catalog import (
+    CATALOG,
+    ModelInfo,
+    allows,
+    at_vendor_price,
+    cost,
+    estimate_tokens,
+    find,
+    suggest,
+    to_dollars,
+)
+from piapi_async.errors import InvalidRequestError
+from piapi_async.ledger import Ledger
+from piapi_async.models import ChatCompletion, ChatRequest, Message
+from piapi_async.provider import Provider
+
+__all__ = ["Bill", "Billing"]
+
+MESSAGE_TOKENS = 16
+"""Tokens that a message may cost beside its text: roles and separators (ours: twice what OpenAI's chat format adds)."""
+
+PART_TOKENS = 50_000
+"""Tokens that a picture or another part that is no text may cost, whatever its size; only its address may be in the
+request (ours, a guess on the high side: no page that we know gives a bound)."""
+
+_NO_TABLE: Mapping[str, ModelInfo] = MappingProxyType({})
+
+
+@attrs.frozen
+class Bill:
+    """What an answer cost.
+
+    Attributes:
+        cost: US dollars; None when the price is unknown.
+        estimated: Whether it rests on an estimate of the tokens.
+    """
+
+    cost: Decimal | None
+    estimated: bool
+
+
+class Billing:
+    """The money side of a client.
+
+    Args:
+        primary: PiAPI, whose price list is known; a backup has the prices that it was given.
+        ledger: The books.
+        plan: The account's plan at PiAPI; None when unknown.
+        tokenizer: Counts the tokens of a text, where an estimate is needed; None for the page's rule of thumb.
+        fold: Whether system messages go into the first user message where a model takes none.
+    """
+
+    def __init__(
+        self,
+        primary: Provider,
+        ledger: Ledger,
+        *,
+        plan: str | None = None,
+        tokenizer: Callable[[str], int] | None = None,
+        fold: bool = False,
+    ) -> None:
+        self._primary = primary
+        self._plan = plan
+        self._count = tokenizer or estimate_tokens
+        self._fold = fold
+        self._vendors: dict[str, ModelInfo | None] = {}
+        self.ledger = ledger
+
+    def price(self, provider: Provider, model: str) -> ModelInfo | None:
+        """The price of a model, by the caller's name, at a provider; None if it is unknown."""
+        table = CATALOG if provider is self._primary else _NO_TABLE
+        return find(provider.model(model), provider.prices, table)
+
+    def suggest(self, model: str, provider: Provider) -> str | None:
+        """The known name nearest to one that PiAPI does not know; None where nothing is near."""
+        if provider is not self._primary or self.price(provider, model) is not None:
+            return None
+        return suggest(model, provider.prices)
+
+    # -- before ------------------------------------------------------------------------------------------------------
+
+    def check_roles(self, request: ChatRequest, model: str) -> ChatRequest:
+        """Refuse, or fold, system messages for a model that takes none.
+
+        Raises:
+            InvalidRequestError: The provider would refuse the request.
+        """
+        info = self.price(self._primary, model)
+        if info is None or info.system_role or all(message.role != "system" for message in request.messages):
+            return request
+        if not self._fold:
+            raise InvalidRequestError(
+                f"messages: {model} does not support the role 'system'; put the text into the first user message, or "
+                "pass Client(system_role='fold')"
+            )
+        return attrs.evolve(request, messages=_folded(request.messages))
+
+    def allowed(self, providers: Iterable[Provider], model: str) -> tuple[Provider, ...]:
+        """The providers that may serve a model: where the plan does not allow it at PiAPI, the backups that map it.
+
+        Raises:
+            InvalidRequestError: None may.
+        """
+        info = self.price(self._primary, model)
+        if info is None or allows(self._plan, info.plan):
+            return tuple(providers)
+        mapped = tuple(each for each in providers if each is not self._primary and model in each.models)
+        if not mapped:
+            raise InvalidRequestError(
+                f"model: {model} needs the plan {info.plan!r} or above, and this account's is {self._plan!r}; use "
+                "another model, or a backup that maps it"
+            )
+        return mapped
+
+    def worst(self, request: ChatRequest, model: str, providers: Iterable[Provider]) -> int:
+        """What one attempt may cost at most, at the dearest of the providers, in picodollars.
+
+        A text has no more tokens than bytes, whatever the tokenizer; a picture or another part counts as
+        `PART_TOKENS` beside its text.
+
+        Raises:
+            InvalidRequestError: A price is unknown, or nothing bounds the answer.
+        """
+        parts = [part for m in request.messages if isinstance(m.content, tuple) for part in m.content]
+        others = sum(part.get("type") != "text" for part in parts)
+        prompt = len(_json_text(request).encode()) + MESSAGE_TOKENS * len(request.messages) + PART_TOKENS * others
+        return max(self._worst_at(request, model, provider, prompt) for provider in providers)
+
+    def _worst_at(self, request: ChatRequest, model: str, provider: Provider, prompt: int) -> int:
+        info = self.price(provider, model)
+        if info is None:
+            near = self.suggest(model, provider)
+            raise InvalidRequestError(
+                f"model: a budget needs the price of {provider.model(model)!r} at {provider.name}, which is unknown; "
+                + (f"did you mean {near!r}? Else " if near else "")
+                + "pass it by prices=…"
+            )
+        answer = request.max_completion_tokens or request.max_tokens or info.max_output_tokens
+        if answer is None:
+            raise InvalidRequestError(
+                f"max_tokens: a budget needs a bound on the answer, and none is known for {model}; pass max_tokens"
+            )
+        return cost(info, prompt, answer * (request.n or 1))
+
+    def at_most(self, request: ChatRequest, model: str, provider: Provider) -> int:
+        """What an attempt that failed may have cost, as far as that is known, in picodollars."""
+        try:
+            return self.worst(request, model, (provider,))
+        except InvalidRequestError:
+            return 0
+
+    # -- after -------------------------------------------------------------------------------------------------------
+
+    def book(
+        self, reserved: int, request: ChatRequest, model: str, provider: Provider, completion: ChatCompletion
+    ) -> Bill:
+        """Enter an answer into the books, and say what it cost: by its usage, else by an estimate."""
+        info = self.price(provider, model)
+        usage = completion.usage
+        amount: int | None = None
+        saved = 0
+        if info is not None:
+            if usage is not None:
+                tokens = (usage.prompt_tokens, usage.completion_tokens)
+            else:
+                tokens = (self.estimate(request.messages), self.estimate(c.message for c in completion.choices))
+            amount = cost(info, *tokens)
+            vendor = self._vendor(info)
+            saved = 0 if vendor is None else cost(vendor, *tokens) - amount
+        self.ledger.settle(reserved, provider.name, provider.model(model), amount, saved=saved, estimated=usage is None)
+        return Bill(None if amount is None else to_dollars(amount), usage is None)
+
+    def lose(self, reserved: int | None, request: ChatRequest, model: str, provider: Provider) -> None:
+        """Enter a request whose bill is unknown: what was reserved for it, or else the most that it may cost."""
+        name = provider.model(model)
+        if reserved is not None:
+            self.ledger.keep(reserved, provider.name, name)
+        else:
+            self.ledger.lose(self.at_most(request, model, provider), provider.name, name)
+
+    def estimate(self, messages: Iterable[Message]) -> int:
+        """Tokens of messages, estimated."""
+        return sum(self._count(text) for message in messages for text in _texts(message) if text)
+
+    def _vendor(self, info: ModelInfo) -> ModelInfo | None:
+        """The same model at its vendor's own price, worked out once."""
+        if info.model not in self._vendors:
+            self._vendors[info.model] = at_vendor_price(info)
+        return self._vendors[info.model]
+
+
+def _texts(message: Message) -> list[str]:
+    calls = (message.function_call, *(tool.function for tool in message.tool_calls or ()))
+    return [message.text, *(f"{call.name} {call.arguments}" for call in calls if call)]
+
+
+def _json_text(request: ChatRequest) -> str:
+    """All that the provider may count as prompt: every text of the messages, and the descriptions of functions."""
+    parts = [text for message in request.messages for text in _texts(message)]
+    parts += [
+        str(message.content) for message in request.messages if not isinstance(message.content, (str, type(None)))
+    ]
+    parts += [str(extra) for extra in (request.functions, request.tools, request.response_format) if extra]
+    return "".join(parts)
+
+
+def _folded(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Put the system messages' text in front of the first user message, or make one of it."""
+    system = "\n\n".join(message.text for message in messages if message.role == "system")
+    rest = [message for message in messages if message.role != "system"]
+    for i, message in enumerate(rest):
+        if message.role == "user":
+            content = message.content
+            folded = (
+                ({"type": "text", "text": f"{system}\n\n"}, *content)
+                if isinstance(content, tuple)
+                else f"{system}\n\n{content or ''}"
+            )
+            rest[i] = attrs.evolve(message, content=folded)
+            return tuple(rest)
+    return (Message("user", system), *rest)
