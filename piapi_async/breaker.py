@@ -1,0 +1,133 @@
+"""Is this provider healthy? A circuit breaker: closed, open, half-open. Pure: the time is passed in, in seconds.
+
+It opens after a run of failures, or when half of many calls fail. While open it admits nobody; then one probe at a
+time, and two good ones close it. A failed probe opens it again for twice as long.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from typing import Literal
+
+from piapi_async.policy import NEVER, Health
+
+__all__ = ["Breaker"]
+
+State = Literal["closed", "open", "half-open"]
+
+
+class Breaker:
+    """The breaker of one provider key and model.
+
+    Args:
+        health: When to open and close.
+        dice: Source of the jitter.
+    """
+
+    __slots__ = (
+        "_dice",
+        "_failed",
+        "_good_probes",
+        "_health",
+        "_opened",
+        "_probing",
+        "_reopens",
+        "_since",
+        "_until",
+        "_window",
+    )
+
+    def __init__(self, health: Health, dice: random.Random) -> None:
+        self._health = health
+        self._dice = dice
+        self._failed = 0  # in a row
+        self._window: deque[list[float]] = deque()  # [second, good, bad]
+        self._opened = False
+        self._since = 0.0
+        self._until = 0.0
+        self._reopens = 0
+        self._probing = False
+        self._good_probes = 0
+
+    def state(self, now: float) -> State:
+        """Return the state at a moment."""
+        if not self._opened:
+            return "closed"
+        return "open" if now < self._until else "half-open"
+
+    def admits(self, now: float) -> bool:
+        """Whether a call may be sent: always while closed, one probe at a time while half-open."""
+        return not self._opened or (now >= self._until and not self._probing)
+
+    def begin(self, now: float) -> bool:
+        """Note that a call is sent; returns whether it is the probe, to be told to `end`.
+
+        While open a call may be sent too, when no provider is healthy; it is no probe and its failure changes nothing.
+        """
+        probe = self._opened and self.admits(now)
+        self._probing = self._probing or probe
+        return probe
+
+    def end(self, now: float, good: bool | None, *, probe: bool = False, began: float = NEVER) -> None:
+        """Note how a call ended: well, badly, or (None) in a way that says nothing of the provider's health.
+
+        Args:
+            now: When.
+            good: How.
+            probe: What `begin` returned for it.
+            began: When it was sent. An answer to what was sent before the breaker opened does not close it: a provider
+                that takes no new calls may still finish old ones.
+        """
+        if probe:
+            self._probing = False
+        if good is None:
+            return
+        if self._opened:
+            if began >= self._since:
+                self._judge_open(now, good, probe=probe)
+            return
+        self._failed = 0 if good else self._failed + 1
+        share, calls = self._count(now, good)
+        health = self._health
+        if self._failed >= health.failures or (calls >= health.minimum and share >= health.ratio):
+            self._open(now)
+
+    def _judge_open(self, now: float, good: bool, *, probe: bool) -> None:
+        if good:
+            # A good answer while open, sent when nobody was healthy, tells as much as a probe.
+            self._until = min(self._until, now)
+            self._good_probes += 1
+            if self._good_probes >= self._health.closes:
+                self._close()
+        elif probe:
+            self._open(now)
+
+    def _count(self, now: float, good: bool) -> tuple[float, float]:
+        """Add a call to the window; return the share of failures in it, and the calls."""
+        window, second = self._window, now // 1
+        if not window or window[-1][0] != second:
+            window.append([second, 0, 0])
+        window[-1][1 if good else 2] += 1
+        while window[0][0] <= second - self._health.window:
+            window.popleft()
+        if good:
+            return 0.0, 0  # a good call opens nothing
+        bad = sum(bucket[2] for bucket in window)
+        calls = bad + sum(bucket[1] for bucket in window)
+        return bad / calls, calls
+
+    def _open(self, now: float) -> None:
+        # Far past the cap the exponent stops to grow: a float would overflow in an outage of hours.
+        span = min(self._health.open_cap, self._health.open * 2 ** min(self._reopens, 64))
+        # Jitter downwards, so that the cap is one: clients that saw the same outage do not come back at once.
+        self._until = now + span * self._dice.uniform(0.8, 1.0)
+        self._since = now
+        self._opened = True
+        self._reopens += 1
+        self._good_probes = 0
+
+    def _close(self) -> None:
+        self._opened = False
+        self._reopens = self._failed = self._good_probes = 0
+        self._window.clear()
