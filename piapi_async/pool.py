@@ -1,0 +1,615 @@
+"""`SessionPool`: one aiohttp session per provider and key; bytes in, bytes out. All IO of the client is here.
+
+This is the one boundary where foreign exceptions end: whatever aiohttp, the loop or the operating system raises becomes
+an `APIError` here, raised outside the `except` block, so that neither the key nor the prompt, which the exceptions of
+aiohttp hold, hides in its `__context__`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import io
+import math
+import socket
+import ssl as ssl_module
+import zlib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any, Protocol, Self, cast
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+from weakref import WeakSet
+
+import aiohttp
+import attrs
+from aiohttp.http_exceptions import HttpProcessingError
+
+from piapi_async.errors import (
+    APIConnectionError,
+    APIError,
+    APIResponseError,
+    Secret,
+    StreamTooLargeError,
+)
+from piapi_async.policy import NEVER, Due, Headers, timed_out
+from piapi_async.wire import Body
+
+__all__ = ["Endpoint", "Exchange", "SessionPool", "Transport"]
+
+READ_BUFFER = 1 << 15
+"""aiohttp pauses reading at twice this: 64 kB is the most that waits unread for a slow consumer (ours)."""
+
+DRAIN_SECONDS = 0.1
+"""How long a finished stream's connection may take to end its body before it is closed instead of kept (ours)."""
+
+MAX_BODY_BYTES = 16 << 20
+"""Largest body, decoded, that is taken for an answer (16 MiB: a hundred times the longest; ours)."""
+
+LARGE_BODY = 1 << 20
+"""aiohttp wants a request body above 1 MiB as a file, so that writing it does not block the loop."""
+
+INFLATED_PIECE = 1 << 20
+"""Most bytes that one read of a compressed body gives (ours)."""
+
+KEEPALIVE = tuple(
+    (getattr(socket, name), value)
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)  # macOS and Windows lack some
+)
+"""Seconds before the first probe, between probes, and probes: a silent stream lives behind NAT, a dead peer is noticed
+within a minute (ours)."""
+
+_LOCAL_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EACCES})
+_FOREIGN = (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError, ValueError)
+"""What aiohttp, ssl and the loop raise when an exchange fails; anything else is a mistake of ours and passes."""
+
+
+class Inflate(Protocol):
+    """What `zlib.decompressobj` makes, whose class has no public name."""
+
+    @property
+    def unconsumed_tail(self) -> bytes:
+        """Input that the last call did not get to."""
+        ...
+
+    @property
+    def eof(self) -> bool:
+        """Whether the end of the compressed data has come."""
+        ...
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes:
+        """Return at most `max_length` bytes of what `data` stands for."""
+        ...
+
+
+@attrs.frozen(eq=False)
+class Endpoint:
+    """Where one key's requests go.
+
+    Attributes:
+        provider: Name of the provider.
+        url: The whole URL of chat completions.
+        secret: The key, which goes to this URL's origin only.
+        headers: Extra headers.
+    """
+
+    provider: str
+    url: str
+    secret: Secret
+    headers: Mapping[str, str] = attrs.field(factory=dict[str, str])
+
+
+class _Watch:
+    """The timers of one exchange, one after another, on a single loop timer that is moved lazily.
+
+    `asyncio.timeout` would do, but for two things: arming a timer for each read costs more than the read; and when the
+    loop was blocked past a deadline, bytes that have arrived meanwhile must win over the timer.
+    """
+
+    __slots__ = ("_cancelling", "_due", "_handle", "_loop", "_task", "expired")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due = NEVER
+        self._handle: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0
+        self.expired = False
+
+    def start(self, due: float) -> None:
+        """Cancel the current task at `due`, unless `stop` comes first."""
+        task = self._task = asyncio.current_task()
+        self._cancelling = task.cancelling() if task else 0
+        self._due = due
+        if due < NEVER and (self._handle is None or self._handle.when() > due):
+            self.close()
+            self._handle = self._loop.call_at(due, self._fire)
+
+    def stop(self) -> None:
+        """End the wait; the loop timer stays for the next one."""
+        self._due = NEVER
+
+    def close(self) -> None:
+        """Drop the loop timer."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def caused(self) -> bool:
+        """Whether a `CancelledError` is this watch's own; takes the cancellation back if so."""
+        return self.expired and self._task is not None and self._task.uncancel() <= self._cancelling
+
+    def _fire(self) -> None:
+        self._handle = None
+        if self._due == NEVER:
+            return
+        if self._loop.time() < self._due:
+            self._handle = self._loop.call_at(self._due, self._fire)
+        else:
+            # One turn of the loop later: bytes that arrived while it was blocked have then ended the wait.
+            self._loop.call_soon(self._expire, self._due)
+
+    def _expire(self, due: float) -> None:
+        if self._due == due and self._task is not None:
+            self.expired = True
+            self._task.cancel()
+
+
+class _Trip:
+    """What the socket factory, deep inside aiohttp, tells the request that it makes a socket for."""
+
+    __slots__ = ("made",)
+
+    def __init__(self) -> None:
+        self.made: socket.socket | None = None
+
+    def abandon(self) -> None:
+        """End a connection now; closing it as aiohttp does waits until what is left of the body is written."""
+        if self.made is not None:
+            with suppress(OSError):
+                self.made.shutdown(socket.SHUT_RDWR)
+
+
+_trip: ContextVar[_Trip] = ContextVar("piapi_async_trip")
+
+
+class Exchange:
+    """One request's answer: status and headers at once, the body as it is read.
+
+    Attributes:
+        status: HTTP status.
+        headers: The answer's headers, names in any case, each once or more.
+    """
+
+    headers: Headers
+    status: int
+
+    __slots__ = ("_host", "_inflate", "_line", "_response", "_watch", "headers", "status")
+
+    def __init__(self, response: aiohttp.ClientResponse, watch: _Watch, line: _Line) -> None:
+        self._response = response
+        self._watch = watch
+        self._line = line
+        self._host = response.url.host or ""
+        self.status = response.status
+        self.headers = cast("Headers", response.headers)
+        encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
+        self._inflate: Inflate | None = (
+            zlib.decompressobj(wbits=47) if encoded else None
+        )  # 47: zlib or gzip, as it comes
+
+    async def read(self, due: Due) -> bytes:
+        """Return the bytes that have arrived, at least one, or `b""` at the end of the body.
+
+        Raises:
+            APITimeoutError: `due` came first.
+            APIConnectionError: The body broke off.
+            APIResponseError: Its content encoding is broken.
+        """
+        if self._inflate is None:
+            return await self._read(due)
+        return await self._read_inflated(due, self._inflate)
+
+    async def _read_inflated(self, due: Due, inflate: Inflate) -> bytes:
+        """Undo a content encoding that nobody asked for, in pieces, so that a small body can't fill the memory."""
+        while data := inflate.unconsumed_tail or await self._read(due):
+            try:
+                plain = inflate.decompress(data, INFLATED_PIECE)
+            except zlib.error:
+                break
+            if plain:
+                return plain
+        if not data and inflate.eof:
+            return b""
+        self.close()
+        raise APIResponseError(
+            f"{self._host}'s answer has a broken or unknown content encoding; it was asked for none",
+            kind="encoding",
+            maybe_billed=True,
+        )
+
+    async def _read(self, due: Due) -> bytes:
+        content = self._response.content
+        failure: BaseException
+        watch = self._watch
+        try:
+            data = content.read_nowait()
+            if data or content.is_eof():
+                return data
+            watch.start(due.at)
+            return await content.readany()
+        except asyncio.CancelledError as error:
+            if not watch.caused():
+                self.close()
+                raise
+            failure = error
+        except _FOREIGN as error:
+            failure = error
+        finally:
+            watch.stop()
+        self.close()
+        if watch.expired:
+            raise timed_out(due, self._host)
+        raise _closed(self._host) if self._line.closed else _translate(failure, self._host, in_body=True)
+
+    async def read_all(self, due: Due, progress: float | None, start: bytes = b"") -> bytes:
+        """Return the whole body.
+
+        Args:
+            due: When it must be there.
+            progress: Most seconds between two pieces.
+            start: What has been read of it before.
+
+        Raises:
+            StreamTooLargeError: It is larger than `MAX_BODY_BYTES`, content encoding undone.
+            APIError: As `read`.
+        """
+        pieces = [start] if start else []
+        size = len(start)
+        loop = asyncio.get_running_loop()
+        while True:
+            piece = await self.read(due.after(loop.time(), "progress", progress))
+            if not piece:
+                break
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_BODY_BYTES:
+                self.close()
+                raise StreamTooLargeError(
+                    f"{self._host} answered with more than {MAX_BODY_BYTES:,} bytes; ask for a shorter answer",
+                    maybe_billed=True,
+                )
+        self.finish()
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def read_start(self, due: Due, limit: int = 1 << 16) -> bytes:
+        """Return the body's first `limit` bytes, or a little more, and end the exchange."""
+        data = b""
+        while len(data) < limit:
+            piece = await self.read(due)
+            if not piece:
+                break
+            data += piece
+        self.finish()
+        return data
+
+    def finish(self) -> None:
+        """End a body that has been read as far as it matters, and keep its connection if it ends by itself soon."""
+        self._watch.close()
+        self._line.finish(self._response)
+
+    def close(self) -> None:
+        """Close the connection, now."""
+        self._watch.close()
+        self._line.close(self._response)
+
+
+class _Line:
+    """One endpoint's session, and the spare one that always connects anew."""
+
+    def __init__(self, endpoint: Endpoint, open_session: _Opener) -> None:
+        self.endpoint = endpoint
+        self.session = open_session(force_close=False)
+        self._open_session = open_session
+        self._spare: aiohttp.ClientSession | None = None
+        self.sending = 0
+        self.closed = False
+        self._responses: set[aiohttp.ClientResponse] = set()
+        self._draining: dict[aiohttp.ClientResponse, asyncio.TimerHandle] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Requests sent whose answer has not ended."""
+        return self.sending + len(self._responses)
+
+    @property
+    def spare(self) -> aiohttp.ClientSession:
+        """A session whose connections are new for each request: for the resend after a stale connection."""
+        if self._spare is None:
+            self._spare = self._open_session(force_close=True)
+        return self._spare
+
+    def began(self, response: aiohttp.ClientResponse) -> None:
+        """Note an answer whose body is to be read."""
+        self._responses.add(response)
+
+    def finish(self, response: aiohttp.ClientResponse) -> None:
+        """Give the connection back once the body has ended, or close it after `DRAIN_SECONDS`."""
+        self._responses.discard(response)
+        content = response.content
+        if content.is_eof() or content.exception() is not None:
+            response.release()
+            return
+        timer = asyncio.get_running_loop().call_later(DRAIN_SECONDS, self.close, response)
+        self._draining[response] = timer
+        content.on_eof(lambda: self._drained(response))
+
+    def _drained(self, response: aiohttp.ClientResponse) -> None:
+        if timer := self._draining.pop(response, None):
+            timer.cancel()
+
+    def close(self, response: aiohttp.ClientResponse) -> None:
+        """Close an answer's connection."""
+        self._responses.discard(response)
+        self._drained(response)
+        response.close()
+
+    async def close_all(self) -> None:
+        """Close every connection; reads under way fail."""
+        self.closed = True
+        for response in [*self._responses, *self._draining]:
+            self.close(response)
+        await self.session.close()
+        if self._spare is not None:
+            await self._spare.close()
+
+
+class _Opener:
+    """Makes the sessions of one endpoint, all with the same settings."""
+
+    def __init__(self, pool: SessionPool, sockets: WeakSet[socket.socket], proxy: str | None) -> None:
+        self._pool = pool
+        self._sockets = sockets
+        self._proxy = proxy
+
+    def __call__(self, *, force_close: bool) -> aiohttp.ClientSession:
+        pool = self._pool
+        connector = aiohttp.TCPConnector(
+            limit=0,  # the gate bounds concurrency; a second bound here could only deadlock with it
+            ssl=pool.ssl,
+            force_close=force_close,
+            ttl_dns_cache=60,  # seconds; a batch must not look the name up for each connection, a failover must notice
+            socket_factory=self._make_socket,
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=None, connect=pool.connect_timeout, ceil_threshold=math.inf),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            proxy=self._proxy,
+            auto_decompress=False,  # it undoes an encoding in unbounded steps, and takes an unknown one for bad HTTP
+            read_bufsize=READ_BUFFER,
+            raise_for_status=False,
+        )
+
+    def _make_socket(self, address: tuple[Any, ...]) -> socket.socket:
+        family, kind, protocol, _, _ = address
+        made = socket.socket(family, kind, protocol)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            made.setsockopt(socket.IPPROTO_TCP, option, value)
+        self._sockets.add(made)
+        if trip := _trip.get(None):
+            trip.made = made
+        return made
+
+
+class Transport(Protocol):
+    """What a client sends through: a `SessionPool`, or a simulation's stand-in."""
+
+    async def __aenter__(self) -> Self:
+        """Open."""
+        ...
+
+    async def close(self) -> None:
+        """Close; idempotent."""
+        ...
+
+    async def send(
+        self, endpoint: Endpoint, body: Body, headers: Mapping[str, str], due: Due, *, fresh: bool = False
+    ) -> Exchange:
+        """Post a body and return the exchange once its headers are there."""
+        ...
+
+
+class SessionPool:
+    """The sessions of a client: opened and closed with it, one per provider and key.
+
+    `repr(pool)` tells how many connections are open, how many of them idle, and how many requests are in flight.
+
+    Args:
+        endpoints: Each gets a session of its own, so that no key, cookie or connection is shared.
+        connect_timeout: Seconds for name lookup, TCP and TLS together; None for never.
+        ssl: False for no verification; True for the system's certificates; or a context.
+        proxy: URL of an HTTP proxy.
+        trust_env: Whether `HTTPS_PROXY` and `NO_PROXY` count, where no proxy is given. `~/.netrc` never does: the key
+            is what a provider knows the caller by.
+    """
+
+    def __init__(
+        self,
+        endpoints: Iterable[Endpoint],
+        *,
+        connect_timeout: float | None = 5.0,
+        ssl: ssl_module.SSLContext | bool = True,
+        proxy: str | None = None,
+        trust_env: bool = False,
+    ) -> None:
+        self.endpoints = tuple(endpoints)
+        self.connect_timeout = connect_timeout
+        self.ssl = ssl
+        self.proxy = proxy
+        self.trust_env = trust_env
+        self._sockets: WeakSet[socket.socket] = WeakSet()
+        self._lines: dict[Endpoint, _Line] = {}
+        self._agent = ""
+
+    def __repr__(self) -> str:
+        if not self._lines:
+            return "<SessionPool closed>"
+        connections = sum(made.fileno() != -1 for made in self._sockets)
+        return (
+            f"<SessionPool open={connections} idle={max(0, connections - self.in_flight)} in_flight={self.in_flight}>"
+        )
+
+    @property
+    def in_flight(self) -> int:
+        """Requests sent whose answer has not ended."""
+        return sum(line.in_flight for line in self._lines.values())
+
+    async def __aenter__(self) -> Self:
+        from importlib.metadata import version  # deferred: it would be a tenth of the package's import time
+
+        self._agent = f"piapi-async/{version('piapi-async')}"
+        for endpoint in self.endpoints:
+            proxy = self.proxy
+            if proxy is None and self.trust_env:
+                # Not by aiohttp's own trust_env: a password in ~/.netrc would then stand in the way of the key. In a
+                # thread, as some systems look names up to answer.
+                proxy = await asyncio.to_thread(_environment_proxy, endpoint.url)
+            self._lines[endpoint] = _Line(endpoint, _Opener(self, self._sockets, proxy))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every session and connection; what is in flight fails with `kind="closed"`. Idempotent."""
+        lines, self._lines = list(self._lines.values()), {}
+        for line in lines:
+            await line.close_all()
+
+    async def send(
+        self, endpoint: Endpoint, body: Body, headers: Mapping[str, str], due: Due, *, fresh: bool = False
+    ) -> Exchange:
+        """Post a body and return the exchange once its headers are there.
+
+        Args:
+            endpoint: One of this pool's.
+            body: The request's JSON.
+            headers: For this request only.
+            due: When the headers must be there.
+            fresh: Whether to connect anew.
+
+        Raises:
+            APITimeoutError: `due`, or the connect timer, came first.
+            APIConnectionError: No answer; `kind="stale"` when a kept connection was closed before a byte came back, so
+                that the request is safe to send again at once.
+        """
+        line = self._lines.get(endpoint)
+        if line is None:
+            raise _closed(endpoint.provider)
+        watch = _Watch(asyncio.get_running_loop())
+        trip = _Trip()
+        token = _trip.set(trip)
+        failure: BaseException
+        line.sending += 1
+        watch.start(due.at)
+        try:
+            # The header with the key is built in the call, never bound to a name: a traceback may show locals.
+            response = await (line.spare if fresh else line.session).post(
+                endpoint.url,
+                data=body.content if len(body.content) < LARGE_BODY else io.BytesIO(body.content),
+                headers={
+                    "Authorization": f"Bearer {endpoint.secret.reveal()}",
+                    "Content-Type": "application/json",
+                    "Accept-Encoding": "identity",
+                    "User-Agent": self._agent,
+                    **endpoint.headers,
+                    **headers,
+                },
+                allow_redirects=False,
+            )
+        except asyncio.CancelledError as error:
+            trip.abandon()
+            if not watch.caused():
+                watch.close()
+                raise
+            failure = error
+        except _FOREIGN as error:
+            failure = error
+        else:
+            line.began(response)
+            return Exchange(response, watch, line)
+        finally:
+            watch.stop()
+            line.sending -= 1
+            _trip.reset(token)
+        watch.close()
+        host = urlsplit(endpoint.url).hostname or ""
+        if watch.expired:
+            raise timed_out(due, host)
+        if line.closed:
+            raise _closed(host)
+        raise _translate(failure, host, reused=trip.made is None, connect_timeout=self.connect_timeout or NEVER)
+
+
+def _environment_proxy(url: str) -> str | None:
+    """The proxy that the environment names for a URL; None for none."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+
+
+def _closed(host: str) -> APIConnectionError:
+    return APIConnectionError(
+        f"the client was closed while it waited for {host}; keep it open", kind="closed", maybe_billed=True
+    )
+
+
+def _translate(
+    error: BaseException, host: str, *, in_body: bool = False, reused: bool = False, connect_timeout: float = NEVER
+) -> APIError:
+    """Say in this library's words what aiohttp, ssl or the operating system raised."""
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return timed_out(Due(kind="connect", seconds=connect_timeout), host, sent=False)
+    kind, text = _connect_problem(error)
+    if kind:
+        return APIConnectionError(f"{text} ({host})", kind=kind)
+    if isinstance(error, aiohttp.ClientResponseError) or _is_half_a_header(error):
+        return APIConnectionError(
+            f"{host} does not answer in HTTP; check the base URL's port", kind="protocol", maybe_billed=True
+        )
+    if in_body or isinstance(error, aiohttp.ClientPayloadError):
+        return APIConnectionError(
+            f"{host} broke the connection off in the middle of its answer; try again",
+            kind="truncated body",
+            maybe_billed=True,
+        )
+    return APIConnectionError(
+        f"{host} closed the connection before it answered; try again",
+        kind="stale" if reused else "reset",
+        maybe_billed=True,
+    )
+
+
+def _connect_problem(error: BaseException) -> tuple[str, str]:
+    """Kind and text of an error before the connection was there; `("", "")` for any other."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return "certificate", "the server's certificate is not trusted; check the host name or pass an ssl context"
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        return "tls", "no TLS connection; check that the port speaks https"
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "dns", "the host name is not known; check the base URL for a typo"
+    if isinstance(error, (aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError)):
+        return "proxy", "the proxy does not let the request through; check the proxy setting"
+    if isinstance(error, OSError) and error.errno in _LOCAL_ERRNOS:
+        return "local", "this process can open no more connections; lower the concurrency or raise its limits"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return "connect", "the connection was refused or the host can't be reached; check the base URL, or use a backup"
+    return "", ""
+
+
+def _is_half_a_header(error: BaseException) -> bool:
+    """Tell an end inside the headers, which comes with what was parsed of them, from one before any byte."""
+    return isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(cast("object", error.message), str)
