@@ -1,0 +1,53 @@
+"""The ``piapi-async`` command: turns whatever ends a command into an exit status, never into a traceback.
+
+The commands themselves are in `piapi_async.cli`, which needs the extra ``cli``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+_CLI_EXTRA = {"cyclopts", "rich"}
+_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The arguments after the program's name; ``sys.argv[1:]`` by default.
+
+    Returns:
+        The exit status: 0 for success, 1 when an exchange failed, 2 for bad input, a missing key or a missing extra,
+        130 after Ctrl-C.
+    """
+    try:
+        from piapi_async.cli import run
+
+        status = run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _CLI_EXTRA:
+            raise
+        return _failed("the commands need an extra: pip install 'piapi-async[cli]'.", 2)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except OSError as error:
+        # The library translates its own OSErrors, so this is about standard output: a closed pipe, a full disk.
+        # What is still buffered must not fail again at exit.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1 if isinstance(error, BrokenPipeError) else _failed(f"cannot write the output: {error.strerror}.", 1)
+    return status
+
+
+def _failed(reason: str, status: int) -> int:
+    sys.stderr.write(f"piapi-async: {reason}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

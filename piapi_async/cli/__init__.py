@@ -1,0 +1,274 @@
+"""The commands of ``piapi-async``: ``chat``, ``demo``, ``models``, ``serve``.
+
+Each command prints its result to standard output, and what went wrong in one sentence to standard error. Where standard
+output is no terminal, the lines are plain: no colours, no progress bar.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated, Literal
+
+import anyio
+import attrs
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
+from rich.text import Text
+
+from piapi_async import Client, Provider
+from piapi_async.catalog import CATALOG, at_vendor_price, cost, to_dollars
+from piapi_async.cli.demo import CONCURRENCY, QUESTIONS
+from piapi_async.cli.demo import run as run_demo
+from piapi_async.cli.terminal import make_console, make_table, write_tokens
+from piapi_async.errors import ConfigurationError, InvalidRequestError, PiAPIError
+from piapi_async.testing import LocalServer
+
+DEFAULT_MODEL = "gpt-4o-mini"
+"""The cheapest model on PiAPI's page, and the only one that its free plan has."""
+
+BACKUP_KEY = "PIAPI_BACKUP_API_KEY"
+"""The environment variable with the backup's key."""
+
+app = App(
+    name="piapi-async",
+    help="PiAPI's LLM API from the command line. The key comes from the environment variable PIAPI_API_KEY.",
+    version=lambda: version("piapi-async"),
+    suppress_keyboard_interrupt=False,  # `piapi_async.__main__` ends every command alike
+)
+
+_Natural = Parameter(validator=Number(gte=1))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command and report its failure, if any, in one sentence on standard error.
+
+    Args:
+        argv: The arguments after the program's name.
+
+    Returns:
+        The exit status: 0, 1 when an exchange failed, 2 for bad input or a missing key.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; everything is closed by then.
+    """
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:  # an answer may hold what this terminal's encoding has not
+        reconfigure(errors="replace")
+    try:
+        status = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        return _failed(str(error), 2)
+    except PiAPIError as error:
+        return _failed(str(error), 2 if isinstance(error, ConfigurationError | InvalidRequestError) else 1)
+    return status if isinstance(status, int) else 0
+
+
+def _failed(reason: str, status: int) -> int:
+    sys.stderr.write(f"piapi-async: {' '.join(reason.split())}\n")
+    return status
+
+
+@app.command
+def chat(
+    prompt: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    model: str = DEFAULT_MODEL,
+    system: str | None = None,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    base_url: str | None = None,
+    backup: str | None = None,
+) -> None:
+    """Stream one answer to standard output.
+
+    Args:
+        prompt: The question; "-" reads it from standard input.
+        model: The model that answers.
+        system: A system message to put in front.
+        temperature: How random the answer is, 0 to 2.
+        max_tokens: The longest answer, in tokens.
+        base_url: Another OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
+        backup: Who answers when that one can't, as NAME=URL, with the key in PIAPI_BACKUP_API_KEY.
+    """
+    # Not a coroutine itself: a read of standard input inside a running loop would not end on Ctrl-C.
+    if prompt == "-":
+        prompt = _read_prompt()
+    if not prompt:
+        raise ConfigurationError("the prompt is empty: write a question.")
+    backups = _read_backup(backup)
+    messages = [{"role": "user", "content": prompt}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+
+    async def stream() -> None:
+        async with (
+            Client(base_url=base_url, model=model, backups=backups) as client,
+            client.stream(messages, temperature=temperature, max_tokens=max_tokens) as tokens,
+        ):
+            await write_tokens(tokens, make_console())
+
+    asyncio.run(stream())
+
+
+def _read_prompt() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise ConfigurationError("the prompt on standard input is not UTF-8: convert it first.") from None
+
+
+def _read_backup(backup: str | None) -> list[Provider]:
+    if backup is None:
+        return []
+    name, equals, url = backup.partition("=")
+    if not name or not equals:
+        raise ConfigurationError("--backup: it is not NAME=URL; write one like other=https://api.example.com/v1.")
+    if not os.environ.get(BACKUP_KEY):
+        raise ConfigurationError(f"--backup: there is no key for it; set the environment variable {BACKUP_KEY}.")
+    try:
+        return [Provider(name, url, os.environ[BACKUP_KEY])]
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--backup: {error}") from None
+
+
+@app.command(name="demo")
+async def demo_command(
+    *,
+    live: bool = False,
+    base_url: str | None = None,
+    backup: str | None = None,
+    model: str = DEFAULT_MODEL,
+    concurrency: Annotated[int, _Natural] = CONCURRENCY,
+    questions: Annotated[int, Parameter(validator=Number(gte=1, lte=QUESTIONS))] = QUESTIONS,
+) -> int:
+    """Await one answer, stream one, and fan out many while the provider dies: the whole library in a few seconds.
+
+    It runs against two embedded servers that speak PiAPI's API, so it needs neither a key nor a network.
+
+    Args:
+        live: Ask the real service instead, with the key in PIAPI_API_KEY. This costs money: about a cent.
+        base_url: Ask this OpenAI-compatible server instead, with the key in PIAPI_API_KEY.
+        backup: Who answers when that one can't, as NAME=URL, with the key in PIAPI_BACKUP_API_KEY.
+        model: The model that answers.
+        concurrency: How many questions are in flight at once.
+        questions: How many questions to fan out.
+    """
+    if live and base_url is not None:
+        raise ConfigurationError("--live and --base-url exclude each other: choose one.")
+    if backup is not None and not live and base_url is None:
+        raise ConfigurationError("--backup: the embedded server has its own; give --live or --base-url with it.")
+    return await run_demo(
+        make_console(),
+        live=live,
+        base_url=base_url,
+        backups=_read_backup(backup),
+        model=model,
+        concurrency=concurrency,
+        questions=questions,
+    )
+
+
+@app.command
+def models(
+    *,
+    as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    calls: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    tokens: Annotated[tuple[int, int], Parameter(validator=Number(gte=0))] = (1000, 300),
+) -> None:
+    """Print PiAPI's models: their prices, the plan they need, and whether they take system messages.
+
+    Args:
+        as_json: Print JSON, for other programs; amounts are strings, as they are exact.
+        calls: Print instead what so many calls cost, here and at the vendor's own price, as a Markdown table.
+        tokens: Tokens in and tokens out of each of these calls.
+    """
+    if calls is not None:
+        sys.stdout.write(_cost_table(calls, *tokens))
+        return
+    if as_json:
+        sys.stdout.write(json.dumps([attrs.asdict(info) for info in CATALOG.values()], default=str, indent=2) + "\n")
+        return
+    console = make_console()
+    table = make_table(console)
+    for heading in ("model", "input $", "output $", "least $", "plan", "system"):
+        table.add_column(heading, justify="right" if "$" in heading else "left", no_wrap=True)
+    for info in CATALOG.values():
+        table.add_row(
+            info.model,
+            f"{info.input_price:f}",
+            f"{info.output_price:f}",
+            f"{info.minimum_charge:f}" if info.minimum_charge else "-",
+            info.plan,
+            "yes" if info.system_role else "no",
+        )
+    console.print(table)
+    console.print(Text("Dollars per million tokens; least: what one call costs at least.", style="dim"))
+
+
+def _cost_table(calls: int, tokens_in: int, tokens_out: int) -> str:
+    """What calls of each model cost, from the catalogue alone."""
+    lines = ["| model | at PiAPI | at the vendor's price |", "| --- | ---: | ---: |"]
+    for info in CATALOG.values():
+        prices = (info, at_vendor_price(info) or info)
+        own, theirs = (f"${to_dollars(calls * cost(price, tokens_in, tokens_out)):,.4f}" for price in prices)
+        lines.append(f"| {info.model} | {own} | {theirs} |")
+    return "\n".join(lines) + "\n"
+
+
+@app.command
+async def serve(
+    *,
+    host: str = "127.0.0.1",
+    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8000,
+    plan: Literal["free", "creator", "pro"] = "creator",
+    terminator: Literal["[none]", "[DONE]"] = "[none]",
+    tokens_per_second: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
+    api_key: str = "sk-local",
+) -> None:
+    """Run the embedded server in the foreground, until Ctrl-C.
+
+    Args:
+        host: The address to listen on.
+        port: The port to listen on; 0 takes any free one.
+        plan: The PiAPI plan that the key has; it decides which models answer.
+        terminator: The data that ends a stream: [none] as PiAPI's page has it, [DONE] as OpenAI's SDKs want it.
+        tokens_per_second: The pace of each stream; as fast as it goes by default.
+        api_key: The key that callers must send.
+    """
+    server = LocalServer(
+        plan=plan, terminator=terminator, host=host, port=port, tokens_per_second=tokens_per_second, api_key=api_key
+    )
+    try:
+        await server.start()
+    except OSError as error:
+        reason = "it is already taken" if error.errno == errno.EADDRINUSE else error.strerror
+        raise ConfigurationError(
+            f"cannot listen on port {port} of {host}: {reason}; choose another with --port (0: any free one)."
+        ) from None
+    try:
+        _print_server(server)
+        await anyio.sleep_forever()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await server.close()
+
+
+def _print_server(server: LocalServer) -> None:
+    body = json.dumps({"model": DEFAULT_MODEL, "messages": [{"role": "user", "content": "Hello!"}], "stream": True})
+    sys.stdout.write(
+        f"Base URL  {server.base_url}\n"
+        f"API key   {server.api_key}\n"
+        "\n"
+        f"curl -N {server.base_url}/chat/completions -H 'Authorization: Bearer {server.api_key}'"
+        f" -H 'Content-Type: application/json' -d '{body}'\n"
+        "\n"
+        "Ctrl-C ends it.\n"
+    )
+    sys.stdout.flush()
