@@ -1,0 +1,24 @@
+"""What every test shares.
+
+The property tests have two sizes, chosen by the environment variable HYPOTHESIS_PROFILE: `ci` (the default, a few
+seconds in all) and `nightly` (10⁶ examples each, hours), as in `HYPOTHESIS_PROFILE=nightly pytest -k property`.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Never the clock: a busy machine must not fail a test.
+_COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("ci", _COMMON, max_examples=200)
+settings.register_profile("nightly", _COMMON, max_examples=1_000_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The library is asyncio's: aiohttp knows no other loop."""
+    return "asyncio"

@@ -1,0 +1,547 @@
+"""What may be asked: each parameter's range and the words of its refusal; and what answers say of themselves."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections import OrderedDict
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from piapi_async import (
+    APIConnectionError,
+    Attempt,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatRequest,
+    Choice,
+    ChunkChoice,
+    Delta,
+    FunctionCall,
+    InvalidRequestError,
+    Message,
+    Result,
+    ToolCall,
+    Usage,
+)
+from piapi_async.models import MAX_TOKENS, ChatParams
+
+# -- parameters --------------------------------------------------------------------------------------------------------
+
+GOOD: list[tuple[str, list[Any]]] = [
+    ("model", ["gpt-4o", "gpt-4-gizmo-g-gFt1ghYJl"]),
+    ("functions", [[], [{"name": "f"}], ({"name": "f", "parameters": {"type": "object"}},)]),
+    ("function_call", ["none", "auto", {"name": "f"}]),
+    ("temperature", [0, 2, 0.0, 2.0, 1.5]),
+    ("top_p", [0, 1, 0.1]),
+    ("n", [1, 128, 10**6]),
+    ("stop", ["", "x", [], ["a"], ("a", "b", "c", "d")]),
+    ("max_tokens", [1, 10**9]),
+    ("presence_penalty", [-2, 2, -0.5]),
+    ("frequency_penalty", [-2.0, 2.0, 0]),
+    ("logit_bias", [{}, {"50256": -100, "1": 100}]),
+    ("tools", [[], [{"type": "function", "function": {"name": "f"}}]]),
+    ("tool_choice", ["none", "auto", "required", {"type": "function", "function": {"name": "f"}}]),
+    ("response_format", [{"type": "json_object"}, {}]),
+    ("seed", [0, -(2**63), 2**63 - 1]),
+    ("user", ["", "someone"]),
+    ("max_completion_tokens", [1]),
+    ("reasoning_effort", ["low", "a new one"]),
+    ("stream_options", [{"include_usage": True}]),
+    ("logprobs", [True, False]),
+    ("top_logprobs", [0, 20]),
+    ("extra_body", [{}, {"a": {"b": [1, 2.5, None, True, "x"]}}]),
+    ("stream", [True, False]),
+]
+
+NUMBER = "{} is not a number in range; pass a number from {}"
+WHOLE = "{} is not a whole number in range; pass a whole number, {}"
+
+BAD: list[tuple[str, Any, str]] = [
+    ("model", 5, "model: 5 is not text; pass a str"),
+    ("model", b"gpt-4o", "model: a bytes is not text; pass a str"),
+    ("model", "\ud800", "model: the text has a lone surrogate, which no UTF-8 can carry; remove or replace it"),
+    ("functions", {"name": "f"}, "functions: a dict is not a list; pass a list of mappings"),
+    ("functions", "f", "functions: a str is not a list; pass a list of mappings"),
+    ("functions", [5], "functions[0]: 5 is not a mapping; pass a mapping with string keys"),
+    ("functions", [{"name": "f"}, {}], "functions[1].name: it is missing; give each function a name"),
+    ("functions", [{"name": ""}], "functions[0].name: it is missing; give each function a name"),
+    ("functions", [{"name": 5}], "functions[0].name: it is missing; give each function a name"),
+    (
+        "functions",
+        [{"name": "f", "x": {1}}],
+        "functions[0].x: a set is not JSON; pass str, numbers, bool, None, mappings or",
+    ),
+    (
+        "function_call",
+        "required",
+        "function_call: 'required' is not known; pass one of none, auto, or a mapping that names one",
+    ),
+    ("function_call", 5, "function_call: 5 is not known; pass one of none, auto, or a mapping that names one"),
+    (
+        "function_call",
+        ["none"],
+        "function_call: a list is not known; pass one of none, auto, or a mapping that names one",
+    ),
+    ("function_call", "x" * 40, "function_call: a str is not known; pass one of"),
+    ("function_call", {"name": math.inf}, "function_call.name: inf is not JSON; pass a finite number"),
+    ("temperature", 3, "temperature: " + NUMBER.format(3, "0 to 2")),
+    ("temperature", -0.1, "temperature: " + NUMBER.format(-0.1, "0 to 2")),
+    ("temperature", 2.0000001, "temperature: " + NUMBER.format(2.0000001, "0 to 2")),
+    ("temperature", math.nan, "temperature: " + NUMBER.format("NaN", "0 to 2")),
+    ("temperature", math.inf, "temperature: " + NUMBER.format("a float", "0 to 2")),
+    ("temperature", "1", "temperature: " + NUMBER.format("a str", "0 to 2")),
+    ("temperature", True, "temperature: " + NUMBER.format(True, "0 to 2")),
+    ("temperature", Decimal(1), "temperature: " + NUMBER.format("a Decimal", "0 to 2")),
+    ("temperature", 10**400, "temperature: " + NUMBER.format("a int", "0 to 2")),
+    ("top_p", 1.1, "top_p: " + NUMBER.format(1.1, "0 to 1")),
+    ("top_p", -1, "top_p: " + NUMBER.format(-1, "0 to 1")),
+    ("n", 0, "n: " + WHOLE.format(0, "1 or more")),
+    ("n", -1, "n: " + WHOLE.format(-1, "1 or more")),
+    ("n", 1.0, "n: " + WHOLE.format(1.0, "1 or more")),
+    ("n", True, "n: " + WHOLE.format(True, "1 or more")),
+    ("n", "1", "n: " + WHOLE.format("a str", "1 or more")),
+    ("stop", list("abcde"), "stop: 5 sequences are too many; pass up to 4 strings"),
+    ("stop", ["a", 5], "stop[1]: 5 is not text; pass a str"),
+    ("stop", ["a", "\udfff"], "stop[1]: the text has a lone surrogate"),
+    ("stop", "\ud800", "stop: the text has a lone surrogate"),
+    ("stop", b"x", "stop: a bytes is not text or a list of texts; pass up to 4 strings"),
+    ("stop", {"a"}, "stop: a set is not text or a list of texts; pass up to 4 strings"),
+    ("stop", 5, "stop: 5 is not text or a list of texts; pass up to 4 strings"),
+    ("max_tokens", 0, "max_tokens: " + WHOLE.format(0, "1 or more")),
+    ("max_tokens", 5.5, "max_tokens: " + WHOLE.format(5.5, "1 or more")),
+    ("presence_penalty", 2.1, "presence_penalty: " + NUMBER.format(2.1, "-2 to 2")),
+    ("frequency_penalty", -3, "frequency_penalty: " + NUMBER.format(-3, "-2 to 2")),
+    ("logit_bias", {"5": 101}, "logit_bias[5]: " + NUMBER.format(101, "-100 to 100")),
+    ("logit_bias", {"5": "x"}, "logit_bias[5]: " + NUMBER.format("a str", "-100 to 100")),
+    ("logit_bias", [5], "logit_bias: a list is not a mapping; map token ids to numbers from -100 to 100"),
+    ("logit_bias", {"\ud800": 1}, "logit_bias key: the text has a lone surrogate"),
+    ("tools", [None], "tools[0]: a NoneType is not a mapping; pass a mapping with string keys"),
+    ("tools", "x", "tools: a str is not a list; pass a list of mappings"),
+    (
+        "tool_choice",
+        "any",
+        "tool_choice: 'any' is not known; pass one of none, auto, required, or a mapping that names one",
+    ),
+    ("response_format", "json", "response_format: a str is not a mapping; pass a mapping with string keys"),
+    ("seed", 2**63, "seed: " + WHOLE.format(2**63, f"from {-(2**63)} to {2**63 - 1}")),
+    ("seed", 1.5, "seed: " + WHOLE.format(1.5, f"from {-(2**63)} to {2**63 - 1}")),
+    ("user", 5, "user: 5 is not text; pass a str"),
+    ("max_completion_tokens", 0, "max_completion_tokens: " + WHOLE.format(0, "1 or more")),
+    ("reasoning_effort", 1, "reasoning_effort: 1 is not text; pass a str"),
+    ("stream_options", [], "stream_options: a list is not a mapping; pass a mapping with string keys"),
+    ("logprobs", 1, "logprobs: 1 is not a bool; pass True or False"),
+    ("logprobs", "yes", "logprobs: a str is not a bool; pass True or False"),
+    ("top_logprobs", 21, "top_logprobs: " + WHOLE.format(21, "from 0 to 20")),
+    ("top_logprobs", -1, "top_logprobs: " + WHOLE.format(-1, "from 0 to 20")),
+    ("extra_body", "x", "extra_body: a str is not a mapping; pass a mapping with string keys"),
+    ("extra_body", {5: 1}, "extra_body key: 5 is not text; pass a str"),
+    ("extra_body", {"\ud800": 1}, "extra_body key: the text has a lone surrogate"),
+    (
+        "extra_body",
+        {"a": {"b": [0, b"x"]}},
+        "extra_body.a.b[1]: a bytes is not JSON; pass str, numbers, bool, None, mapp",
+    ),
+    ("extra_body", {"a": "\ud83d"}, "extra_body.a: the text has a lone surrogate"),
+    ("extra_body", {"a": math.nan}, "extra_body.a: nan is not JSON; pass a finite number"),
+    ("extra_body", {"a": 2**64}, "extra_body.a: " + WHOLE.format(2**64, f"from {-(2**63)} to {2**64 - 1}")),
+    (
+        "extra_body",
+        {"a": object()},
+        "extra_body.a: a object is not JSON; pass str, numbers, bool, None, mappings or lists",
+    ),
+    ("stream", 1, "stream: 1 is not a bool; pass True or False"),
+]
+
+
+def frozen(value: Any) -> Any:
+    """A value with its lists as tuples, as a request keeps it."""
+    if isinstance(value, dict):
+        return {key: frozen(item) for key, item in value.items()}
+    return tuple(frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in GOOD for value in values])
+def test_a_value_in_range(name: str, value: Any) -> None:
+    kept = getattr(ChatRequest("Hi", **{name: value}), name)
+    assert kept == frozen(value)
+    assert type(kept) is type(frozen(value))
+
+
+def test_every_parameter_is_tested() -> None:
+    fields = {field.name for field in attrs.fields(ChatRequest)} - {"messages"}
+    assert {name for name, _ in GOOD} == {name for name, _, _ in BAD} == fields
+
+
+@pytest.mark.parametrize(("name", "value", "says"), BAD)
+def test_a_value_out_of_range(name: str, value: Any, says: str) -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        ChatRequest("Hi", **{name: value})
+    assert str(raised.value).startswith(says)
+    assert isinstance(raised.value, ValueError)
+    assert raised.value.__context__ is None
+
+
+@pytest.mark.parametrize("name", [name for name, _ in GOOD if name != "stream"])
+def test_none_is_unset(name: str) -> None:
+    unset: dict[str, Any] = {name: None}
+    assert ChatRequest("Hi", **unset) == ChatRequest("Hi")
+
+
+def test_a_list_that_contains_itself() -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    ring: dict[str, Any] = {}
+    ring["ring"] = ring
+    for name, value in (
+        ("extra_body", {"a": circle}),
+        ("extra_body", ring),
+        ("tools", [ring]),
+        ("response_format", ring),
+    ):
+        with pytest.raises(
+            InvalidRequestError, match="it nests deeper than 100, or contains itself; flatten it"
+        ) as raised:
+            ChatRequest("Hi", **{name: value})  # type: ignore[arg-type]  # one of many types
+        assert len(str(raised.value)) < 200
+
+
+def test_json_may_nest_a_hundred_deep() -> None:
+    def nest(depth: int) -> Any:
+        value: Any = 1
+        for _ in range(depth):
+            value = [value]
+        return value
+
+    ChatRequest("Hi", extra_body={"a": nest(99)})
+    with pytest.raises(InvalidRequestError, match="nests deeper"):
+        ChatRequest("Hi", extra_body={"a": nest(100)})
+
+
+def test_mappings_and_sequences_of_any_kind() -> None:
+    request = ChatRequest(
+        ({"role": "user", "content": ({"type": "text", "text": "Hi"},)},),
+        extra_body=MappingProxyType({"a": OrderedDict(b=(1, 2))}),
+        logit_bias={5: 1},  # type: ignore[dict-item]  # token ids are numbers to many
+        stop=("a",),
+    )
+    assert request.extra_body == {"a": {"b": (1, 2)}}
+    assert request.logit_bias == {"5": 1}
+
+
+# -- prompts -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_is_one_user_message() -> None:
+    assert ChatRequest("Hi").messages == (Message("user", "Hi"),)
+    assert ChatRequest("").messages == (Message("user", ""),)
+
+
+def test_mappings_and_messages_are_the_same() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    mappings: list[dict[str, object]] = [
+        {"role": "system", "content": "Be kind"},
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}], "name": "bob"},
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "1", "tool_call_id": "1"},
+    ]
+    messages = [
+        Message("system", "Be kind"),
+        Message("user", ({"type": "text", "text": "Hi"},), "bob"),
+        Message("assistant", function_call=FunctionCall("f", "{}")),
+        Message("assistant", tool_calls=(ToolCall(FunctionCall("f", "{}"), "1"),)),
+        Message("tool", "1", tool_call_id="1"),
+    ]
+    assert ChatRequest(mappings).messages == ChatRequest(messages).messages == tuple(messages)
+    assert ChatRequest([*mappings[:2], *messages[2:]]) == ChatRequest(messages)
+
+
+ROLE = 'say who speaks: "system", "user", "assistant", …'
+MESSAGE = "is not a message; pass Message(...) or {'role': …, 'content': …}"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        (5, "prompt: 5 is not a prompt; pass a str, a list of messages or a ChatRequest"),
+        (None, "prompt: a NoneType is not a prompt"),
+        (b"Hi", "prompt: a bytes is not a prompt"),
+        (bytearray(b"Hi"), "prompt: a bytearray is not a prompt"),
+        ({"Hi"}, "prompt: a set is not a prompt"),
+        ({"role": "user"}, "prompt: a dict is not a prompt"),
+        (Message("user", "Hi"), "prompt: a Message is not a prompt"),
+        (iter(["Hi"]), "prompt: a list_iterator is not a prompt"),
+        (ChatRequest("Hi"), "prompt: a ChatRequest is not a prompt"),
+        ("\ud83d", "prompt: the text has a lone surrogate"),
+        ([], "messages: there is none; pass at least one message"),
+        (["Hi"], f"messages[0]: a str {MESSAGE}"),
+        ([Message("user", "Hi"), 5], f"messages[1]: 5 {MESSAGE}"),
+        ([{}], f"messages[0].role: it is missing; {ROLE}"),
+        ([{"role": ""}], f"messages[0].role: it is empty; {ROLE}"),
+        ([{"role": None}], "messages[0].role: a NoneType is not text; pass a str"),
+        (
+            [{"role": "user", "text": "Hi"}],
+            "messages[0]: unknown key 'text'; a message has content, function_call, name, ",
+        ),
+        ([{"role": "user", 5: "Hi"}], "messages[0]: unknown key '5'; a message has"),
+        ([Message(5)], "messages[0].role: 5 is not text; pass a str"),  # type: ignore[arg-type]
+        ([Message("user", "\udc00")], "messages[0].content: the text has a lone surrogate"),
+        ([Message("user", 5)], "messages[0].content: 5 is not a list; pass a list of mappings"),  # type: ignore[arg-type]
+        ([{"role": "user", "content": {"a"}}], "messages[0].content: a set is not a list; pass a list of mappings"),
+        ([{"role": "user", "content": b"Hi"}], "messages[0].content: a bytes is not a list"),
+        ([{"role": "user", "content": ["Hi"]}], "messages[0].content[0]: a str is not a mapping"),
+        ([{"role": "user", "content": [{"text": b""}]}], "messages[0].content[0].text: a bytes is not JSON"),
+        (
+            [{"role": "user", "content": [{"text": "\ud800"}]}],
+            "messages[0].content[0].text: the text has a lone surrogate",
+        ),
+        ([Message("user", name=5)], "messages[0].name: 5 is not text"),  # type: ignore[arg-type]
+        ([Message("tool", tool_call_id=b"x")], "messages[0].tool_call_id: a bytes is not text"),  # type: ignore[arg-type]
+        ([{"role": "a", "function_call": "f"}], "messages[0].function_call: a str is not a mapping"),
+        ([{"role": "a", "function_call": {}}], "messages[0].function_call.name: a NoneType is not text"),
+        (
+            [{"role": "a", "function_call": {"name": "f"}}],
+            "messages[0].function_call.arguments: a NoneType is not text",
+        ),
+        ([{"role": "a", "tool_calls": {}}], "messages[0].tool_calls: a dict is not a list; pass a list"),
+        (
+            [{"role": "a", "tool_calls": [5]}],
+            "messages[0].tool_calls[0]: 5 is not a tool call; pass ToolCall(...) or a",
+        ),
+        ([{"role": "a", "tool_calls": [{}]}], "messages[0].tool_calls[0].function: a NoneType is not a mapping"),
+        ([Message("a", tool_calls=(ToolCall(),))], "messages[0].tool_calls[0].id: a NoneType is not text"),
+        (
+            [{"role": "a", "tool_calls": [{"id": "1", "type": 5, "function": {"name": "f", "arguments": ""}}]}],
+            "messages[0].tool_calls[0].type: 5 is not text",
+        ),
+    ],
+)
+def test_what_is_no_prompt(prompt: Any, says: str) -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        ChatRequest(prompt)
+    assert str(raised.value).startswith(says)
+
+
+@pytest.mark.parametrize("where", ["prompt", "user", "stop", "function_call", "extra_body", "n", "temperature"])
+def test_a_refusal_does_not_show_the_prompt(where: str) -> None:
+    secret = "where the treasure lies"
+    bad: dict[str, Any] = {
+        "prompt": [{"role": "user", "content": secret + "\ud800"}],
+        "user": [secret],
+        "stop": [secret + "\ud800"],
+        "function_call": [secret],
+        "extra_body": {"a": {secret}},
+        "n": secret,
+        "temperature": [secret],
+    }
+    with pytest.raises(InvalidRequestError) as raised:
+        ChatRequest(
+            bad["prompt"] if where == "prompt" else secret, **({} if where == "prompt" else {where: bad[where]})
+        )
+    assert "treasure" not in str(raised.value)
+
+
+# -- a request is a value ----------------------------------------------------------------------------------------------
+
+
+def test_the_callers_objects_are_neither_changed_nor_kept() -> None:
+    schema: dict[str, Any] = {"type": "object", "required": ["city"]}
+    given: dict[str, Any] = {
+        "functions": [{"name": "f", "parameters": schema}],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
+        "stop": ["a"],
+        "logit_bias": {"1": 1},
+        "response_format": {"type": "json_schema", "json_schema": schema},
+        "stream_options": {"include_usage": True},
+        "function_call": {"name": "f"},
+        "tool_choice": {"name": "f"},
+        "extra_body": {"a": [schema]},
+    }
+    prompt: list[Any] = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    before = copy.deepcopy((prompt, given))
+    request = ChatRequest(prompt, **given)
+    assert (prompt, given) == before
+    kept = repr(attrs.asdict(request))
+    schema["required"].append("country")
+    given["stop"].append("b")
+    given["logit_bias"]["2"] = 2
+    given["functions"].append({})
+    given["stream_options"]["x"] = given["function_call"]["x"] = given["tool_choice"]["x"] = 1
+    prompt[0]["content"][0]["text"] = "changed"
+    prompt.append({})
+    assert repr(attrs.asdict(request)) == kept
+
+
+def test_a_request_is_frozen() -> None:
+    request = ChatRequest("Hi")
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        request.n = 2  # type: ignore[misc]
+    for value in (Message("user"), Usage(1, 2, 3), ChatCompletionChunk(), Result(0, None), Attempt("p", "k")):
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(value, attrs.fields(type(value))[0].name, "x")
+
+
+def test_a_request_can_be_evolved_and_is_checked_again() -> None:
+    request = ChatRequest("Hi", "gpt-4o", temperature=1)
+    assert attrs.evolve(request, n=2) == ChatRequest("Hi", "gpt-4o", temperature=1, n=2)
+    with pytest.raises(InvalidRequestError, match="temperature: 3"):
+        attrs.evolve(request, temperature=3)
+
+
+def test_repr_hides_the_messages() -> None:
+    request = ChatRequest(
+        [{"role": "user", "content": "the treasure"}],
+        "gpt-4o",
+        temperature=1,
+        functions=[{"name": "treasure"}],
+        tools=[{"name": "treasure"}],
+        response_format={"type": "treasure"},
+        extra_body={"treasure": 1},
+    )
+    assert "treasure" not in repr(request)
+    assert repr(request).startswith("ChatRequest(messages=<1 message>, model='gpt-4o'")
+    assert "<2 messages>" in repr(ChatRequest([Message("system"), Message("user")]))
+    assert "treasure" not in repr(Result(0, request))
+
+
+def test_the_keywords_of_a_call_are_the_fields_of_a_request() -> None:
+    fields = {field.name for field in attrs.fields(ChatRequest)}
+    assert set(ChatParams.__annotations__) == fields - {"messages", "model", "stream"}
+    parameters = inspect.signature(ChatRequest).parameters
+    keyword_only = {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+    assert keyword_only == fields - {"messages", "model"}
+
+
+TEXT = st.text(st.characters(exclude_categories=()), max_size=3)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.binary(max_size=3) | TEXT | st.builds(object),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            TEXT | st.integers() | st.sampled_from(["role", "content", "tool_calls", "name"]), inner, max_size=3
+        )
+        | st.tuples(inner)
+        | st.sets(st.integers(), max_size=2)
+    ),
+    max_leaves=6,
+)
+
+
+@given(name=st.sampled_from([name for name, _ in GOOD]), value=ANYTHING, prompt=ANYTHING)
+def test_property_nothing_but_our_error_escapes(name: str, value: Any, prompt: Any) -> None:
+    asked: list[tuple[Any, dict[str, Any]]] = [
+        ("Hi", {name: value}),
+        (prompt, {}),
+        ([prompt], {}),
+        ([{"role": "user", "content": prompt}], {}),
+    ]
+    for some_prompt, params in asked:
+        try:
+            ChatRequest(some_prompt, **params)
+        except InvalidRequestError as error:
+            str(error).encode()
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+
+
+def answer(*choices: Choice, **fields: Any) -> ChatCompletion:
+    return ChatCompletion("c-1", "chat.completion", 5, "gpt-4o", choices, **fields)
+
+
+PARTS = ({"type": "text", "text": "a"}, {"type": "image"}, {"text": None}, {"type": "text", "text": "b"})
+
+
+@pytest.mark.parametrize(
+    ("content", "text"), [(None, ""), ("", ""), ("Hi", "Hi"), ((), ""), (PARTS, "ab"), (({"text": 5},), "")]
+)
+def test_text(content: Any, text: str) -> None:
+    assert Message("assistant", content).text == text
+    assert answer(Choice(0, Message("assistant", content))).text == text
+
+
+def test_text_of_a_chunk() -> None:
+    choices = [ChunkChoice(1, Delta(content="x")), ChunkChoice(0, Delta(content="a")), ChunkChoice(0), ChunkChoice(2)]
+    assert ChatCompletionChunk((*choices, ChunkChoice(0, Delta(content="b")))).text == "ab"
+    assert ChatCompletionChunk().text == ""
+
+
+def test_the_first_choice_speaks_for_all() -> None:
+    completion = answer(Choice(0, Message("assistant", "a"), "length"), Choice(1, Message("assistant", "b"), "stop"))
+    assert (completion.text, completion.finish_reason) == ("a", "length")
+    assert (answer().text, answer().finish_reason) == ("", None)
+
+
+def test_raw_of_a_completion_that_was_joined() -> None:
+    completion = answer(Choice(0, Message("assistant", "a"), "stop"), usage=Usage(1, 2, 3))
+    message = {
+        "role": "assistant",
+        "content": "a",
+        "name": None,
+        "function_call": None,
+        "tool_calls": None,
+        "tool_call_id": None,
+    }
+    assert completion.raw == {
+        "id": "c-1",
+        "object": "chat.completion",
+        "created": 5,
+        "model": "gpt-4o",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+    }
+    assert answer().raw["usage"] is None
+
+
+def test_raw_is_the_callers_own() -> None:
+    completion = answer(body='{"a": [1], "huge": 1e999, "long": ' + "1" * 5000 + "}")
+    assert completion.raw == {"a": [1], "huge": "1e999", "long": "1" * 5000}
+    completion.raw["a"] = 2
+    assert completion.raw["a"] == [1]
+    assert "body" not in repr(completion)
+    assert ChatCompletionChunk().raw == {}
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 0), (1, 2, 3), (MAX_TOKENS, 0, MAX_TOKENS)])
+def test_usage(counts: tuple[int, int, int]) -> None:
+    assert Usage(*counts).total_tokens == counts[2]
+
+
+@pytest.mark.parametrize("counts", [(-1, 1, 0), (1, -1, 0), (1, 2, 4), (MAX_TOKENS, 1, MAX_TOKENS + 1)])
+def test_usage_that_cannot_be(counts: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="token counts must be 0 or more and add up"):
+        Usage(*counts)
+
+
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_with_a_completion() -> None:
+    attempts = (Attempt("piapi", "…1234"),)
+    result = Result(3, ChatRequest("Hi"), answer(attempts=attempts))
+    assert result.unwrap() is result.completion
+    assert result.attempts == attempts
+
+
+def test_a_result_with_an_error() -> None:
+    error = APIConnectionError("no", attempts=(Attempt("piapi", "…"),))
+    result = Result(0, ChatRequest("Hi"), error=error)
+    with pytest.raises(APIConnectionError) as raised:
+        result.unwrap()
+    assert raised.value is error
+    assert result.attempts == error.attempts
+    assert Result(0, None, error=TypeError()).attempts == ()
+
+
+def test_a_result_with_neither() -> None:
+    with pytest.raises(RuntimeError, match="made with neither"):
+        Result(0, None).unwrap()
+    assert Result(0, None).attempts == ()

@@ -1,0 +1,225 @@
+"""The pool alone: sessions, connections, what goes on the wire, timers."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gzip
+import os
+import resource
+import socket
+import time
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from piapi_async import APIConnectionError, APIResponseError, APITimeoutError, Client
+from piapi_async.errors import Secret
+from piapi_async.policy import Due
+from piapi_async.pool import INFLATED_PIECE, Endpoint, SessionPool
+from piapi_async.testing import Close, LocalServer, RawServer, ReadRequest, Repeat, Send, Wait, http_response
+from piapi_async.wire import Body
+from tests.wires import server_in_a_thread
+
+pytestmark = pytest.mark.anyio
+
+BODY = Body(b"{}")
+
+
+def endpoint(server: RawServer | LocalServer, name: str = "piapi") -> Endpoint:
+    return Endpoint(name, f"{server.base_url}/chat/completions", Secret("sk-secret-secret"), {"X-Team": "blue"})
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[RawServer]:
+    async with RawServer([Repeat([ReadRequest(), Send(http_response(200, b'{"a": 1}'))])]) as server:
+        yield server
+
+
+async def test_open_idle_in_flight(server: RawServer) -> None:
+    target = endpoint(server)
+    pool = SessionPool([target])
+    assert repr(pool) == "<SessionPool closed>"
+    async with pool:
+        assert repr(pool) == "<SessionPool open=0 idle=0 in_flight=0>"
+        exchange = await pool.send(target, BODY, {}, Due())
+        assert repr(pool) == "<SessionPool open=1 idle=0 in_flight=1>"
+        assert await exchange.read_all(Due(), None) == b'{"a": 1}'
+        assert repr(pool) == "<SessionPool open=1 idle=1 in_flight=0>"
+    assert repr(pool) == "<SessionPool closed>"
+    await pool.close()
+    with pytest.raises(APIConnectionError) as caught:
+        await pool.send(target, BODY, {}, Due())
+    assert caught.value.kind == "closed"
+
+
+async def test_a_key_has_a_session_of_its_own(server: RawServer) -> None:
+    first, second = endpoint(server), endpoint(server)
+    async with SessionPool([first, second]) as pool:
+        for target in (first, second):
+            await (await pool.send(target, BODY, {}, Due())).read_all(Due(), None)
+    assert server.connections == 2
+
+
+async def test_what_is_sent(server: RawServer) -> None:
+    target = endpoint(server)
+    async with SessionPool([target]) as pool:
+        await (await pool.send(target, Body(b"x" * (2 << 20)), {"X-Attempt": "1"}, Due())).read_all(Due(), None)
+    head, _, body = server.requests[0].partition(b"\r\n\r\n")
+    fields = dict(line.split(b": ", 1) for line in head.lower().split(b"\r\n")[1:])
+    assert fields[b"authorization"] == b"bearer sk-secret-secret"
+    assert fields[b"accept-encoding"] == b"identity"
+    assert (fields[b"x-team"], fields[b"x-attempt"]) == (b"blue", b"1")
+    assert fields[b"content-length"] == str(2 << 20).encode()
+    assert body == b"x" * (2 << 20)
+
+
+async def test_cookies_are_forgotten() -> None:
+    answer = http_response(200, b"{}", {"Set-Cookie": "a=b", "Content-Type": "application/json"})
+    async with RawServer([Repeat([ReadRequest(), Send(answer)])]) as server:
+        target = endpoint(server)
+        async with SessionPool([target]) as pool:
+            for _ in range(2):
+                await (await pool.send(target, BODY, {}, Due())).read_all(Due(), None)
+        assert b"cookie" not in server.requests[1].lower()
+
+
+async def test_proxy_and_environment(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = Endpoint("piapi", "http://api.invalid/v1/chat/completions", Secret("sk-x"))
+    async with SessionPool([elsewhere], proxy=server.base_url.removesuffix("/v1")) as pool:
+        await (await pool.send(elsewhere, BODY, {}, Due())).read_all(Due(), None)
+    assert server.requests[0].startswith(b"POST http://api.invalid/v1/chat/completions")
+    monkeypatch.setenv("HTTP_PROXY", server.base_url.removesuffix("/v1"))
+    async with SessionPool([elsewhere], trust_env=True) as pool:
+        await (await pool.send(elsewhere, BODY, {}, Due())).read_all(Due(), None)
+    assert len(server.requests) == 2
+    async with SessionPool([elsewhere]) as pool:  # the environment does not count unless asked
+        with pytest.raises(APIConnectionError) as caught:
+            await pool.send(elsewhere, BODY, {}, Due())
+    assert caught.value.kind == "dns"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_proxy_that_refuses(scheme: str) -> None:
+    target = Endpoint("piapi", f"{scheme}://api.invalid/v1/chat/completions", Secret("sk-x"))
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+    async with RawServer([ReadRequest(), Send(http_response(407, b""))]) as server:
+        for proxy in (f"http://me:pw-canary@127.0.0.1:{port}", server.base_url.replace("127", "me:pw-canary@127")):
+            if scheme == "http" and str(server.port) in proxy:
+                continue  # without a tunnel a proxy's 407 is an answer like any other
+            async with SessionPool([target], proxy=proxy) as pool:
+                with pytest.raises(APIConnectionError) as caught:
+                    await pool.send(target, BODY, {}, Due())
+            assert caught.value.kind == "proxy"
+            assert "pw-canary" not in repr(caught.value)
+
+
+@contextmanager
+def no_files_left() -> Iterator[None]:
+    """Take every descriptor the process may still have. Entered when all that needs one is open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(int(name) for name in os.listdir("/proc/self/fd")), hard))
+    taken = []
+    try:
+        with pytest.raises(OSError, match=f"{errno.EMFILE}"):
+            while True:
+                taken.append(socket.socket())
+        yield
+    finally:
+        for each in taken:
+            each.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_no_file_left(server: RawServer) -> None:
+    target = endpoint(server)
+    async with SessionPool([target]) as pool:
+        with no_files_left(), pytest.raises(APIConnectionError) as caught:
+            await pool.send(target, BODY, {}, Due())
+    assert (caught.value.kind, caught.value.maybe_billed) == ("local", False)
+
+
+async def test_a_compressed_body_is_undone_in_pieces() -> None:
+    plain = bytes(1000) * 5000
+    packed = zlib.compress(plain)
+    answers = [http_response(200, packed[:cut], {"Content-Encoding": "deflate"}) for cut in (None, 100)]
+    async with RawServer(*([ReadRequest(), Send(answer), Close()] for answer in answers)) as server:
+        target = endpoint(server)
+        async with SessionPool([target]) as pool:
+            exchange = await pool.send(target, BODY, {}, Due())
+            pieces = [piece async for piece in _pieces(exchange)]
+            assert b"".join(pieces) == plain
+            assert max(map(len, pieces)) <= INFLATED_PIECE
+            exchange = await pool.send(target, BODY, {}, Due(), fresh=True)
+            with pytest.raises(APIResponseError) as caught:
+                await exchange.read_all(Due(), None)
+            assert caught.value.kind == "encoding"
+
+
+async def _pieces(exchange) -> AsyncIterator[bytes]:  # type: ignore[no-untyped-def]  # pool.Exchange
+    while piece := await exchange.read(Due()):
+        yield piece
+    exchange.finish()
+
+
+async def test_one_timer_serves_many_waits() -> None:
+    loop = asyncio.get_running_loop()
+    steps = [step for _ in range(30) for step in (Send(b"1\r\nx\r\n"), Wait(0.002))]
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with RawServer([ReadRequest(), Send(head), *steps, Wait()]) as server:
+        target = endpoint(server)
+        async with SessionPool([target]) as pool:
+            exchange = await pool.send(target, BODY, {}, Due(loop.time() + 5, "first_event", 5))
+            size = 0
+            while size < 30:  # each wait is 20 ms from its own start; all of them together take longer
+                size += len(await exchange.read(Due().after(loop.time(), "progress", 0.02)))
+            with pytest.raises(APITimeoutError) as caught:
+                await exchange.read(Due().after(loop.time(), "progress", 0.02))
+            assert caught.value.kind == "progress"
+
+
+async def test_bytes_that_arrived_while_the_loop_was_blocked_win_over_the_timer() -> None:
+    head, _, body = http_response(200, b"{}").partition(b"Content-Length")
+    with server_in_a_thread(head, b"Content-Length" + body) as (base_url, started):
+        target = Endpoint("piapi", f"{base_url}/chat/completions", Secret("sk-x"))
+        async with SessionPool([target]) as pool:
+            loop = asyncio.get_running_loop()
+            sending = asyncio.create_task(pool.send(target, BODY, {}, Due(loop.time() + 0.05, "total", 0.05)))
+            await asyncio.to_thread(started.wait, 5)
+            time.sleep(0.1)  # noqa: ASYNC251  # no await: the loop must be blocked past the timer
+            exchange = await sending
+            assert await exchange.read_all(Due(), None) == b"{}"
+
+
+async def test_a_cancel_from_outside_is_not_taken_for_the_timer() -> None:
+    async with RawServer([ReadRequest(), Wait()]) as server, Client("sk-x", base_url=server.base_url) as client:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await client.complete("x", model="m")
+
+
+async def test_the_timer_does_not_run_between_reads() -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    script = [ReadRequest(), Send(head), Wait(0.005), Send(b"1\r\na\r\n"), Wait(0.04), Send(b"1\r\nb\r\n"), Wait()]
+    async with RawServer(script) as server:
+        target = endpoint(server)
+        async with SessionPool([target]) as pool:
+            exchange = await pool.send(target, BODY, {}, Due())
+            loop = asyncio.get_running_loop()
+            assert await exchange.read(Due().after(loop.time(), "progress", 0.02)) == b"a"
+            await asyncio.sleep(0.03)  # the caller holds what it read; the timer of that read comes and goes
+            assert await exchange.read(Due().after(loop.time(), "progress", 0.5)) == b"b"
+
+
+async def test_a_compressed_body_that_comes_byte_by_byte() -> None:
+    packed = gzip.compress(b"plain text")
+    head = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    async with RawServer([ReadRequest(), Send(http_response(200, packed, head), piece=1, pause=0.0001)]) as server:
+        target = endpoint(server)
+        async with SessionPool([target]) as pool:
+            exchange = await pool.send(target, BODY, {}, Due())
+            assert await exchange.read_all(Due(), None) == b"plain text"
