@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from piapi_async.catalog import ModelInfo, gizmo_model
 from piapi_async.client import Client
 from piapi_async.errors import (
@@ -51,6 +53,9 @@ from piapi_async.route import LaneStatistics, Statistics
 from piapi_async.sse import ServerSentEvent, SSEDecoder
 from piapi_async.stream import ChatStream, Restarted
 
+if TYPE_CHECKING:
+    from piapi_async.batch import BatchQuote, BatchStatus, quote_batch, run_batch
+
 __all__ = [
     "APIConnectionError",
     "APIError",
@@ -62,6 +67,8 @@ __all__ = [
     "AuthenticationError",
     "BadRequestError",
     "BatchError",
+    "BatchQuote",
+    "BatchStatus",
     "BudgetExceededError",
     "ChatCompletion",
     "ChatCompletionChunk",
@@ -103,4 +110,17 @@ __all__ = [
     "UnprocessableEntityError",
     "Usage",
     "gizmo_model",
+    "quote_batch",
+    "run_batch",
 ]
+
+_BATCH = ("BatchQuote", "BatchStatus", "quote_batch", "run_batch")
+
+
+def __getattr__(name: str) -> object:
+    """Import what few programs need when it is asked for: `batch` brings SQLite along, and needs POSIX."""
+    if name in _BATCH:
+        from piapi_async import batch
+
+        return getattr(batch, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

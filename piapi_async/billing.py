@@ -24,7 +24,7 @@ from piapi_async.ledger import Ledger
 from piapi_async.models import ChatCompletion, ChatRequest, Message
 from piapi_async.provider import Provider
 
-__all__ = ["Bill", "Billing"]
+__all__ = ["Bill", "Billing", "Quote"]
 
 MESSAGE_TOKENS = 16
 """Tokens that a message may cost beside its text: roles and separators (ours: twice what OpenAI's chat format adds)."""
@@ -47,6 +47,24 @@ class Bill:
 
     cost: Decimal | None
     estimated: bool
+
+
+@attrs.frozen
+class Quote:
+    """What a call would cost.
+
+    Attributes:
+        model: The caller's name of the model.
+        tokens: Tokens of the prompt, estimated.
+        least: US dollars for the prompt alone, at PiAPI or where its traffic goes; None when the price is unknown.
+        most: US dollars for one attempt at worst, at the dearest provider that may serve it: what a budget reserves.
+            None when a price is unknown, or nothing bounds the answer.
+    """
+
+    model: str
+    tokens: int
+    least: Decimal | None
+    most: Decimal | None
 
 
 class Billing:
@@ -151,6 +169,21 @@ class Billing:
                 f"max_tokens: a budget needs a bound on the answer, and none is known for {model}; pass max_tokens"
             )
         return cost(info, prompt, answer * (request.n or 1))
+
+    def quote(self, request: ChatRequest, model: str, providers: Iterable[Provider]) -> Quote:
+        """Tell what a call would cost.
+
+        Raises:
+            InvalidRequestError: No provider may serve the model.
+        """
+        allowed = self.allowed(providers, model)
+        info = self.price(allowed[0], model)
+        tokens = self.estimate(request.messages)
+        try:
+            most = to_dollars(self.worst(request, model, allowed))
+        except InvalidRequestError:
+            most = None
+        return Quote(model, tokens, None if info is None else to_dollars(cost(info, tokens, 0)), most)
 
     def at_most(self, request: ChatRequest, model: str, provider: Provider) -> int:
         """What an attempt that failed may have cost, as far as that is known, in picodollars."""

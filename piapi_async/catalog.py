@@ -260,6 +260,12 @@ def to_dollars(picodollars: int) -> Decimal:
     return Decimal(f"{picodollars}E-12")
 
 
+def from_dollars(amount: Decimal) -> int:
+    """Return the picodollars of an amount in US dollars; what is smaller than one is cut off."""
+    numerator, denominator = amount.as_integer_ratio()
+    return numerator * _DOLLAR // denominator
+
+
 def at_vendor_price(info: ModelInfo) -> ModelInfo | None:
     """Return the same model at its vendor's own price, to tell what was saved; the vendors have no minimum charge.
 

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, cast
 
 import attrs
 
-from piapi_async.billing import Billing
-from piapi_async.catalog import ModelInfo, allows
+from piapi_async.billing import Billing, Quote
+from piapi_async.catalog import ModelInfo, allows, from_dollars
 from piapi_async.errors import (
     APIConnectionError,
     APIError,
@@ -145,14 +145,16 @@ class Client:
             allow_http=allow_http,
         )
         self.model = model
-        self._limits = limits
+        self.base_url = primary.base_url
+        self._providers = (primary, *backups)
+        self.limits = limits
         self._retry = retry
         self._timeout = timeout
         self._require_finish_reason = require_finish_reason
         self.ledger = Ledger(_read_budget(budget))
         self._billing = Billing(primary, self.ledger, plan=plan, tokenizer=tokenizer, fold=system_role == "fold")
         dice = random.Random(seed)  # jitter is no secret
-        self._router = Router((primary, *backups), limits, retry, health, self._billing, dice)
+        self._router = Router(self._providers, limits, retry, health, self._billing, dice)
         self._transport: Transport = transport or SessionPool(
             self._router.endpoints,
             connect_timeout=timeout.connect,
@@ -198,7 +200,13 @@ class Client:
     # -- what the caller calls ---------------------------------------------------------------------------------------
 
     async def complete(
-        self, prompt: Prompt, *, model: str | None = None, deadline: float | None = None, **params: Unpack[ChatParams]
+        self,
+        prompt: Prompt,
+        *,
+        model: str | None = None,
+        deadline: float | None = None,
+        on_send: Callable[[], object] | None = None,
+        **params: Unpack[ChatParams],
     ) -> ChatCompletion:
         """Ask, and wait for the whole answer.
 
@@ -206,6 +214,7 @@ class Client:
             prompt: A text (one user message), messages, or a whole request.
             model: Name of the model; without it the request's, else the client's.
             deadline: Seconds for everything: waiting at the gate, retries, the answer.
+            on_send: Called right before each request goes out, for callers who keep a journal.
             params: As in `ChatRequest`.
 
         Raises:
@@ -216,6 +225,7 @@ class Client:
         del prompt, params
         if isinstance(call, Exception):
             raise call
+        call.on_send = on_send
         return await self._complete(call)
 
     def stream(
@@ -225,6 +235,7 @@ class Client:
         model: str | None = None,
         deadline: float | None = None,
         on_interrupt: Literal["raise", "restart"] = "raise",
+        on_send: Callable[[], object] | None = None,
         **params: Unpack[ChatParams],
     ) -> ChatStream:
         """Ask, and get the answer token by token: `async with client.stream(...) as stream: async for token in stream`.
@@ -235,6 +246,7 @@ class Client:
             deadline: Seconds for everything, from this call to the last token.
             on_interrupt: What a failure after the first text does: `"raise"` the error, which has the text so far in
                 `partial`; or `"restart"`: ask anew, and say so by a `Restarted` in `ChatStream.events`.
+            on_send: As in `complete`.
             params: As in `ChatRequest`.
 
         Raises:
@@ -244,7 +256,7 @@ class Client:
         del prompt, params
         if isinstance(call, Exception):
             raise call
-        call.restart = on_interrupt == "restart"
+        call.restart, call.on_send = on_interrupt == "restart", on_send
         return ChatStream(self._stream(call), restarts=call.restart)
 
     def map(
@@ -285,8 +297,25 @@ class Client:
             del prompt
             return await self._result(index, call)
 
-        width = concurrency if concurrency is not None else self._limits.concurrency
+        width = concurrency if concurrency is not None else self.limits.concurrency
         return FanOut(prompts, ask, concurrency=width, ordered=ordered)
+
+    def quote(self, prompt: Prompt, *, model: str | None = None, **params: Unpack[ChatParams]) -> Quote:
+        """Tell what a call would cost, without sending it; the client need not be open.
+
+        Args:
+            prompt: As in `complete`.
+            model: As in `complete`.
+            params: As in `ChatRequest`.
+
+        Raises:
+            InvalidRequestError: A parameter that the provider would refuse.
+        """
+        request = self._checked(prompt, model, params)
+        del prompt, params
+        if isinstance(request, Exception):
+            raise request
+        return self._billing.quote(request, request.model or "", self._providers)
 
     # -- the steps ---------------------------------------------------------------------------------------------------
 
@@ -315,6 +344,15 @@ class Client:
         due = Due() if deadline is None else Due(now + deadline, "deadline", deadline)
         key = f"piapi-{random.getrandbits(128):032x}"
         return Call(request, request.model or "", now, due, key, sites=sites, worst=worst)
+
+    def _checked(
+        self, prompt: Prompt, model: str | None, params: ChatParams
+    ) -> ChatRequest | InvalidRequestError | TypeError:
+        """A request, or the refusal to be raised where no prompt is bound."""
+        try:
+            return self._request(prompt, model, params, stream=isinstance(prompt, ChatRequest) and prompt.stream)
+        except (InvalidRequestError, TypeError) as error:
+            return error.with_traceback(None)
 
     def _check_usable(self) -> None:
         if self._closed or self._loop is None:
@@ -558,6 +596,8 @@ class Client:
 
     async def _send(self, sending: Sending, due: Due, *, fresh: bool) -> Exchange:
         call, provider = sending.call, sending.lane.provider
+        if call.on_send is not None:
+            call.on_send()
         body = encode_request(call.request, provider.model(call.model), include_usage=provider.stream_usage)
         headers = {
             "Accept": "text/event-stream" if call.request.stream else "application/json",
@@ -658,8 +698,7 @@ def _read_budget(budget: object) -> int | None:
         raise ConfigurationError(
             "budget: it is not an amount above 0; pass US dollars as a Decimal or str, such as '5.00'"
         )
-    numerator, denominator = amount.as_integer_ratio()
-    return numerator * 10**12 // denominator
+    return from_dollars(amount)
 
 
 def _check_names(params: ChatParams) -> None:

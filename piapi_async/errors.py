@@ -137,7 +137,13 @@ class BudgetExceededError(PiAPIError):
 
 
 class BatchError(PiAPIError):
-    """A checkpoint is locked, broken or on a full disk; what was paid for is kept."""
+    """A checkpoint is locked, broken or on a full disk; what was paid for is kept.
+
+    Attributes:
+        unsaved: Results that could not be written, each as the line that it would have been.
+    """
+
+    unsaved: tuple[bytes, ...] = ()
 
 
 class APIError(PiAPIError):

@@ -12,7 +12,7 @@ from decimal import Decimal
 
 import attrs
 
-from piapi_async.catalog import to_dollars
+from piapi_async.catalog import from_dollars, to_dollars
 from piapi_async.errors import BudgetExceededError
 
 __all__ = ["Entry", "Ledger"]
@@ -158,6 +158,14 @@ class Ledger:
         """Note a bill that is unknown, where nothing had been reserved."""
         self._reserved += amount
         self.keep(amount, provider, model)
+
+    def bring_forward(self, spent: Decimal, unknown: Decimal) -> None:
+        """Enter what was spent before this client: US dollars for answers, and of unknown bills. They count too."""
+        row = self._row("earlier", "")
+        row.spent += from_dollars(spent)
+        row.unknown += from_dollars(unknown)
+        self._spent += from_dollars(spent)
+        self._unknown += from_dollars(unknown)
 
     def settle(
         self, reserved: int, provider: str, model: str, cost: int | None, *, saved: int = 0, estimated: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 
@@ -100,6 +100,7 @@ class Call:
         deadline: When all must be over.
         idempotency_key: The same for every attempt.
         restart: Whether a stream that breaks off after its first text begins anew.
+        on_send: What the caller wants to be called right before each request.
         sites: The providers that may serve it, in order of preference.
         worst: What an attempt may cost at most, in picodollars; None without a budget.
         attempts: Their records.
@@ -118,6 +119,7 @@ class Call:
     deadline: Due
     idempotency_key: str
     restart: bool = False
+    on_send: Callable[[], object] | None = None
     sites: Sequence[Site] = ()
     worst: int | None = None
     attempts: list[Attempt] = attrs.field(factory=list[Attempt])
