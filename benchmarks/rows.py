@@ -6,15 +6,35 @@ Nothing here runs anything. How the client fares in outages, under faults and wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import median, quantiles
 
 import attrs
 
 from benchmarks.worker import Measurement, Task
 
-LABELS = {"bare": "bare loop", "ours": "piapi-async", "openai": "OpenAI SDK", "httpx-sse": "httpx-sse"}
+LABELS = {
+    "bare": "bare loop",
+    "ours": "piapi-async",
+    "openai": "OpenAI SDK",
+    "openai-aiohttp": "OpenAI SDK on aiohttp",
+    "litellm": "litellm",
+    "httpx": "httpx + httpx-sse",
+    "pyreqwest": "pyreqwest",
+    "httpx-sse": "httpx-sse",
+}
 """Name of a peer → how the table calls it."""
+
+NOT_INSTALLED = "not installed"
+
+UVLOOP = "+uvloop"
+"""Ends the name of a peer that runs on uvloop whatever the others do."""
+
+STREAMING = ("bare", "ours", "openai", "openai-aiohttp", "litellm", "httpx")
+"""The peers that can stream."""
+
+PEERS = (*STREAMING, "pyreqwest")
+"""The peers that can complete."""
 
 
 @attrs.frozen(kw_only=True)
@@ -23,14 +43,17 @@ class Row:
 
     Attributes:
         name: What ``--rows`` calls it.
-        figure: What the table calls it; ``{count}`` stands for the count after scaling.
+        figure: What the table calls it; ``{count}`` and ``{width}`` stand for what they are after scaling.
         job: Name in `worker.JOBS`.
         count: Calls, streams, events or imports of one round, at full scale.
         width: Most calls in flight.
         depth: Tokens that each paced stream gets in a round.
+        length: Tokens of an answer that arrives fast.
+        collect: Whether Python's cyclic garbage collector runs during the rounds.
         metric: The figure of one measurement, in ``unit``; raises `ZeroDivisionError` when nothing was right.
         unit: Unit of the figure.
-        bar: What ours must reach: a ratio to the baseline, or the figure itself where ``ratio`` is false.
+        bar: What ours must reach: a ratio to the baseline, or the figure itself where ``ratio`` is false; `None` where
+            nothing is set.
         at_least: Whether more is better.
         ratio: Whether the bar is on the ratio.
         peers: Who is measured; the first is the baseline.
@@ -44,35 +67,54 @@ class Row:
     count: int
     metric: Callable[[Measurement], float]
     unit: str
-    bar: float
+    bar: float | None
     width: int = 1
     depth: int = 1
+    length: int = 200
+    collect: bool = True
     at_least: bool = False
     ratio: bool = True
-    peers: tuple[str, ...] = ("bare", "ours", "openai")
+    peers: tuple[str, ...] = STREAMING
     fresh: bool = False
     rounds: int = 1_000
 
     def task(self, peer: str, scale: float, *, uvloop: bool = False) -> Task:
         """Returns what a worker must do for one peer, with the count multiplied by ``scale``."""
         count = max(1, round(self.count * scale))
-        width = min(self.width, count)
-        return Task(peer=peer, job=self.job, count=count, width=width, depth=self.depth, uvloop=uvloop)
+        return Task(
+            peer=peer.removesuffix(UVLOOP),
+            job=self.job,
+            count=count,
+            width=min(self.width, count),
+            depth=self.depth,
+            length=self.length,
+            collect=self.collect,
+            uvloop=uvloop or peer.endswith(UVLOOP),
+        )
+
+    def title(self, scale: float) -> str:
+        """Returns the figure's name with its counts."""
+        task = self.task("", scale)
+        return self.figure.format(count=f"{task.count:,}", width=f"{task.width:,}")
 
     def only(self, peers: Collection[str]) -> Row:
         """Returns the row with these peers and the baseline."""
         return attrs.evolve(self, peers=tuple(p for p in self.peers if p in peers or p == self.peers[0]))
 
-    def meets(self, value: float) -> bool:
-        """Returns whether a ratio or figure is on the right side of the bar."""
+    def meets(self, value: float | None) -> bool | None:
+        """Returns whether a ratio or figure is on the right side of the bar, `None` if there is no bar or no value."""
+        if self.bar is None or value is None:
+            return None
         return value >= self.bar if self.at_least else value <= self.bar
 
 
-def _cpu_us(result: Measurement) -> float:
+def cpu_us(result: Measurement) -> float:
+    """Returns the CPU time of one unit, in microseconds."""
     return result.cpu / result.units * 1e6
 
 
-def _growth_mib(result: Measurement) -> float:
+def growth_mib(result: Measurement) -> float:
+    """Returns how much the resident set grew, in MiB."""
     if not result.units:
         raise ZeroDivisionError
     return result.memory / 2**20
@@ -85,9 +127,10 @@ ROWS = (
         job="complete",
         count=1_024,
         width=64,
-        metric=_cpu_us,
+        metric=cpu_us,
         unit="µs",
         bar=1.15,
+        peers=PEERS,
     ),
     Row(
         name="tokens",
@@ -95,7 +138,7 @@ ROWS = (
         job="tokens",
         count=128,
         width=64,
-        metric=_cpu_us,
+        metric=cpu_us,
         unit="µs",
         bar=1.00,
     ),
@@ -105,7 +148,7 @@ ROWS = (
         job="chunks",
         count=128,
         width=64,
-        metric=_cpu_us,
+        metric=cpu_us,
         unit="µs",
         bar=1.15,
         peers=("bare", "ours"),
@@ -117,7 +160,7 @@ ROWS = (
         count=2_000,
         width=2_000,
         depth=5,
-        metric=_cpu_us,
+        metric=cpu_us,
         unit="µs",
         bar=1.10,
     ),
@@ -154,13 +197,26 @@ ROWS = (
         job="map",
         count=200_000,
         width=64,
-        metric=_growth_mib,
+        metric=growth_mib,
         unit="MiB",
         bar=5,
         ratio=False,
         peers=("bare", "ours"),
         fresh=True,
         rounds=1,
+    ),
+    Row(
+        name="slow",
+        figure="one stream of {count} × 16 KiB, read slowly: memory growth",
+        job="slow",
+        count=3_200,
+        metric=growth_mib,
+        unit="MiB",
+        bar=1,
+        ratio=False,
+        peers=("bare", "ours"),
+        fresh=True,
+        rounds=3,
     ),
     Row(
         name="import",
@@ -170,6 +226,7 @@ ROWS = (
         metric=lambda result: result.cpu / result.units * 1e3,
         unit="ms",
         bar=1.15,
+        peers=("bare", "ours", "openai", "litellm", "httpx", "pyreqwest"),
     ),
     Row(
         name="sse",
@@ -194,14 +251,16 @@ class Cell:
         median: Median of the values, `None` if there is none.
         ratio: Median of the rounds' ratios, each to the baseline in the same round; `None` if there is none.
         spread: Lower and upper quartile of those ratios.
+        added: Median of the rounds' differences, each to the baseline in the same round; `None` if there is none.
         failed: Calls that failed or answered wrongly, over all rounds.
-        error: The first failure.
+        error: The first failure, or that the peer is not installed.
     """
 
     values: list[float | None]
     median: float | None
     ratio: float | None
     spread: tuple[float, float] | None
+    added: float | None
     failed: int
     error: str
 
@@ -214,16 +273,16 @@ class Outcome:
         name: The row's name.
         figure: What was measured.
         unit: Unit of the values.
-        bar: What ours must reach.
+        bar: What ours must reach, `None` if nothing is set.
         at_least: Whether more is better.
-        meets: Whether ours reached it, `None` if ours has no figure.
+        meets: Whether ours reached it, `None` if there is no bar, or no figure of ours.
         peers: Peer → what it reached; the first is the baseline.
     """
 
     name: str
     figure: str
     unit: str
-    bar: float
+    bar: float | None
     at_least: bool
     meets: bool | None
     peers: dict[str, Cell]
@@ -238,11 +297,11 @@ def evaluate(row: Row, scale: float, runs: Mapping[str, Sequence[Measurement]]) 
     reached = (ours.ratio if row.ratio else ours.median) if ours is not None else None
     return Outcome(
         name=row.name,
-        figure=row.figure.format(count=f"{row.task('', scale).count:,}"),
+        figure=row.title(scale),
         unit=row.unit,
         bar=row.bar,
         at_least=row.at_least,
-        meets=None if reached is None else row.meets(reached),
+        meets=row.meets(reached),
         peers=cells,
     )
 
@@ -257,14 +316,16 @@ def _value(row: Row, result: Measurement) -> float | None:
 def _cell(values: list[float | None], base: list[float | None], results: Sequence[Measurement]) -> Cell:
     known = [value for value in values if value is not None]
     # Round by round, because a machine that is slow for a while is slow for all: that cancels here, not in the medians.
-    ratios = [value / other for value, other in zip(values, base, strict=False) if value is not None and other]
+    pairs = [(value, other) for value, other in zip(values, base, strict=False) if value is not None and other]
+    ratios = [value / other for value, other in pairs]
     return Cell(
         values=values,
         median=median(known) if known else None,
         ratio=median(ratios) if ratios else None,
         spread=_quartiles(ratios) if ratios else None,
+        added=median(value - other for value, other in pairs) if pairs else None,
         failed=sum(result.failed for result in results),
-        error=next((result.error for result in results if result.error), ""),
+        error=next((result.error for result in results if result.error), "" if results else NOT_INSTALLED),
     )
 
 
@@ -275,14 +336,19 @@ def _quartiles(ratios: list[float]) -> tuple[float, float]:
     return low, high
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
-    """Returns a Markdown table with, for each peer, the ratio and in brackets the median and the ratio's quartiles."""
+def table(outcomes: Sequence[Outcome], *, added: bool = False) -> str:
+    """Returns a Markdown table: for each peer the ratio, and in brackets the median and the ratio's quartiles.
+
+    Args:
+        outcomes: The rows.
+        added: Whether to say also what the peer adds to the baseline.
+    """
     others = [peer for peer in LABELS if any(peer in list(outcome.peers)[1:] for outcome in outcomes)]
     lines = [["figure", "must reach", "baseline", *(LABELS[peer] for peer in others)]]
     for outcome in outcomes:
         baseline = next(iter(outcome.peers))
-        bar = f"{'≥' if outcome.at_least else '≤'} {outcome.bar:g}"
-        cells = (_show(outcome, peer) for peer in others)
+        bar = "" if outcome.bar is None else f"{'≥' if outcome.at_least else '≤'} {outcome.bar:g}"
+        cells = (_show(outcome, peer, added=added) for peer in others)
         lines.append([outcome.figure, bar, f"{LABELS[baseline]}: {_show(outcome, baseline)}", *cells])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
@@ -291,14 +357,31 @@ def table(outcomes: Sequence[Outcome]) -> str:
     )
 
 
-def _show(outcome: Outcome, peer: str) -> str:
+def failures(outcomes: Sequence[Outcome]) -> list[str]:
+    """Returns a line for each peer with failed calls."""
+    return [
+        f"{outcome.name}, {peer}: {cell.failed:,} failed; first: {cell.error}"
+        for outcome in outcomes
+        for peer, cell in outcome.peers.items()
+        if cell.failed
+    ]
+
+
+def ours_failed(outcomes: Iterable[Outcome]) -> bool:
+    """Returns whether a call of ours failed or answered wrongly."""
+    return any(outcome.peers["ours"].failed for outcome in outcomes if "ours" in outcome.peers)
+
+
+def _show(outcome: Outcome, peer: str, *, added: bool = False) -> str:
     cell = outcome.peers.get(peer)
     if cell is None or cell.median is None:
-        return "n/a"
+        return NOT_INSTALLED if cell is not None and not cell.values else "n/a"
     figure = f"{_number(cell.median)} {outcome.unit}"
     missed = " ✗" if peer == "ours" and outcome.meets is False else ""
     if cell.ratio is None or cell.spread is None or peer == next(iter(outcome.peers)):
         return figure + missed
+    if added and cell.added is not None:
+        figure += f", {'-' if cell.added < 0 else '+'}{_number(abs(cell.added))}"
     low, high = cell.spread
     return f"{cell.ratio:.2f}{missed} ({figure}; {low:.2f} to {high:.2f})"
 

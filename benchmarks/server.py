@@ -3,7 +3,8 @@
 It speaks HTTP/1.1 with keep-alive over a bare `asyncio.Protocol`, and frames its answers as gateways do: JSON with
 ``Content-Length``, event streams in chunked coding with one event a chunk. It has two ports:
 
-- *fast* speaks HTTP and writes a stream at once, all 200 tokens of it;
+- *fast* speaks HTTP and writes a stream at once, all 200 tokens of it; below ``/tokens/N/`` a stream has N tokens (the
+  200 again and again), below ``/padded/N/`` too, each in an event of more than `PADDING` bytes;
 - *control* speaks lines. Each connection is first told the number of a new port, all its own, that speaks HTTP and
   gives a stream its first token at once and one more whenever the control connection says ``tick``; ``end`` ends all
   streams there. So the client under test sets the pace, and each token is a read of its own however slow it is.
@@ -16,8 +17,11 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import re
 import resource
 import sys
+from functools import lru_cache
+from itertools import cycle, islice
 from typing import cast
 
 API_KEY = "sk-bench"
@@ -29,6 +33,9 @@ TOKENS = tuple((_SENTENCE.replace(" ", "| ") * 20).split("|")[:200])
 
 TEXT = "".join(TOKENS)
 """The whole answer: what a client must have in hand for its call to count."""
+
+PADDING = 16 << 10
+"""Bytes that say nothing in each event of a padded stream: what is kept of an answer is small beside what was sent."""
 
 _HEADERS = (
     b"HTTP/1.1 200 OK\r\n"
@@ -61,8 +68,8 @@ def _completion() -> bytes:
     return _HEADERS + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(data) + data
 
 
-def _event(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
-    body = {
+def _event(delta: dict[str, str], finish_reason: str | None = None, padding: str = "") -> bytes:
+    body: dict[str, object] = {
         "id": "chatcmpl-83jZ61GDHtdlsFUzXDbpGeoU193Mj",
         "object": "chat.completion.chunk",
         "created": 1736157600,
@@ -70,6 +77,8 @@ def _event(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
         "system_fingerprint": "fp_0705bf87c0",
         "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}],
     }
+    if padding:
+        body["obfuscation"] = padding  # OpenAI pads its chunks under this name, so that their sizes don't tell the text
     return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
 
 
@@ -89,6 +98,19 @@ _STREAM_HEAD = (
 _STREAM_TAIL = _chunk(_event({}, "stop")) + _chunk(b"data: [DONE]\n\n") + _chunk(b"")
 _TOKEN_CHUNKS = tuple(_chunk(event) for event in TOKEN_EVENTS)
 _FAST_STREAM = _STREAM_HEAD + b"".join(_TOKEN_CHUNKS) + _STREAM_TAIL
+_REQUEST = re.compile(rb"post (?:/(tokens|padded)/(\d+))?/v1/chat/completions http/1\.1\r\n")
+
+
+def text_of(count: int) -> str:
+    """Returns the text of an answer of so many tokens."""
+    return "".join(islice(cycle(TOKENS), count))
+
+
+@lru_cache(maxsize=2)
+def _stream(kind: bytes, count: int) -> bytes:
+    padding = "." * PADDING if kind == b"padded" else ""
+    chunks = (_chunk(_event({"content": token}, padding=padding)) for token in islice(cycle(TOKENS), count))
+    return _STREAM_HEAD + b"".join(chunks) + _STREAM_TAIL
 
 
 class Conductor:
@@ -153,16 +175,19 @@ class Answerer(asyncio.Protocol):
             self._answer(fields, rest[:length])
 
     def _answer(self, fields: bytes, body: bytes) -> None:
-        if b"/chat/completions http/1.1" not in fields.partition(b"\r\n")[0]:
+        request = _REQUEST.match(fields)
+        if request is None:
             self._transport.write(_NOT_FOUND)
         elif b"authorization: bearer " + API_KEY.encode() not in fields:
             self._transport.write(_UNAUTHORIZED)
         elif b'"stream":true' not in body.replace(b" ", b""):
             self._transport.write(_COMPLETION)
-        elif self._conductor is None:
-            self._transport.write(_FAST_STREAM)
-        else:
+        elif self._conductor is not None:
             self._conductor.begin(self._transport)
+        elif request[1]:
+            self._transport.write(_stream(request[1], int(request[2])))
+        else:
+            self._transport.write(_FAST_STREAM)
 
 
 def _content_length(fields: bytes) -> int | None:

@@ -22,21 +22,26 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from statistics import quantiles
+from time import perf_counter
 
 import attrs
 import msgspec
 
 from benchmarks.clients import DECODERS, IMPORTS, PEERS, Peer, Sink, fan_out
-from benchmarks.server import TEXT, TOKEN_EVENTS, TOKENS, raise_file_limit
+from benchmarks.server import TEXT, TOKEN_EVENTS, TOKENS, raise_file_limit, text_of
 
 DEADLINE = 900
 """Seconds after which a worker is ended, whatever it does; the longest job at full scale takes about one minute."""
 
-PATIENCE = 10.0
+PATIENCE = 5.0
 """Seconds without a token on any stream, and without much work, after which the streams that have none have failed."""
 
 PIECE = 4096
 """Bytes of a stream that a decoder gets at a time: some twenty events, the last one cut."""
+
+SIP, PAUSE = 20, 0.01
+"""A slow reader takes so many tokens, then none for so many seconds."""
 
 PROMPT = "What is a token?"
 
@@ -51,7 +56,9 @@ class Task:
         count: How many calls, streams, events or imports a round has.
         width: How many calls are in flight.
         depth: Tokens that each paced stream gets in a round.
+        length: Tokens of an answer that arrives fast.
         uvloop: Whether the client runs on uvloop.
+        collect: Whether Python's cyclic garbage collector runs during the rounds.
         ports: The server's ports by name.
     """
 
@@ -60,7 +67,9 @@ class Task:
     count: int
     width: int = 1
     depth: int = 1
+    length: int = len(TOKENS)
     uvloop: bool = False
+    collect: bool = True
     ports: dict[str, int] = attrs.field(factory=dict[str, int], eq=False)
 
 
@@ -73,7 +82,8 @@ class Measurement:
         failed: Calls or streams that failed or answered wrongly.
         cpu: CPU time of the client for all units, in seconds.
         memory: Growth of the resident set, in bytes.
-        live: Streams that were open at the same time.
+        live: Streams or calls that were open at the same time.
+        first: Seconds from call to first token that half, nine in ten and 99 in 100 of the streams took at most.
         error: The first failure, empty if there was none.
     """
 
@@ -82,6 +92,7 @@ class Measurement:
     cpu: float = 0.0
     memory: int = 0
     live: int = 0
+    first: tuple[float, float, float] | None = None
     error: str = ""
 
     def fail(self, error: object) -> None:
@@ -105,12 +116,23 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def make_peer(task: Task, port: int) -> Peer:
+def forget_peak() -> None:
+    """Sets the peak of the resident set to what it is now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_resident() -> int:
+    """Returns the most that the resident set was since `forget_peak`, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def make_peer(task: Task, port: int, path: str = "") -> Peer:
     """Returns the task's client for the server at a port; its resource is still to be opened."""
-    return PEERS[task.peer](f"http://127.0.0.1:{port}/v1", task.width)
+    return PEERS[task.peer](f"http://127.0.0.1:{port}{path}/v1", task.width)
 
 
-async def call_all(call: Callable[[str], Awaitable[str]], task: Task, count: int) -> Measurement:
+async def call_all(call: Callable[[str], Awaitable[str]], task: Task, count: int, wanted: str = TEXT) -> Measurement:
     """Calls ``count`` times, ``width`` at a time; each call must return the text of the whole answer."""
     result = Measurement()
 
@@ -120,7 +142,7 @@ async def call_all(call: Callable[[str], Awaitable[str]], task: Task, count: int
         except Exception as error:
             result.fail(error)
         else:
-            if text != TEXT:
+            if text != wanted:
                 result.fail(f"wrong text: {text!r}")
 
     cpu = cpu_time()
@@ -140,6 +162,27 @@ async def complete(task: Task) -> AsyncGenerator[Round]:
 
 
 @asynccontextmanager
+async def flight(task: Task) -> AsyncGenerator[Round]:
+    """Completions, all calls of a round in flight at once; the memory is the most that it took to get there."""
+    peer = make_peer(task, task.ports["fast"])
+    async with peer.resource:
+        few = attrs.evolve(task, width=1)
+        await call_all(peer.complete, few, 2)  # so that what is loaded late is not booked on the calls
+        gc.collect()
+        forget_peak()
+        memory = resident()
+        await call_all(peer.complete, task, 2 * task.width)
+        memory = peak_resident() - memory
+
+        async def one_round() -> Measurement:
+            result = await call_all(peer.complete, task, task.count)
+            result.memory, result.live = memory, task.width
+            return result
+
+        yield one_round
+
+
+@asynccontextmanager
 async def _fast_streams(
     task: Task, peer: Peer, stream: Callable[[str, Sink], Awaitable[None]]
 ) -> AsyncGenerator[Round]:
@@ -148,9 +191,11 @@ async def _fast_streams(
         await stream(prompt, parts.append)
         return "".join(parts)
 
+    wanted = text_of(task.length)
+
     async def one_round() -> Measurement:
-        result = await call_all(call, task, task.count)
-        result.units *= len(TOKENS)
+        result = await call_all(call, task, task.count, wanted)
+        result.units *= task.length
         return result
 
     async with peer.resource:
@@ -159,14 +204,14 @@ async def _fast_streams(
 
 
 def tokens(task: Task) -> AbstractAsyncContextManager[Round]:
-    """Streams of 200 tokens that arrive at once, taken as tokens."""
-    peer = make_peer(task, task.ports["fast"])
+    """Streams whose tokens arrive at once, taken as tokens."""
+    peer = make_peer(task, task.ports["fast"], f"/tokens/{task.length}")
     return _fast_streams(task, peer, peer.stream)
 
 
 def chunks(task: Task) -> AbstractAsyncContextManager[Round]:
     """The same streams, taken as chunks."""
-    peer = make_peer(task, task.ports["fast"])
+    peer = make_peer(task, task.ports["fast"], f"/tokens/{task.length}")
     return _fast_streams(task, peer, peer.chunks)
 
 
@@ -189,6 +234,8 @@ class Paced:
         self._ticks = 0
         self._answers: list[list[str]] = []
         self._calls: list[asyncio.Task[None]] = []
+        self.first: list[float] = []
+        """Seconds from call to first token of each stream that has one."""
 
     async def open(self, count: int) -> None:
         """Opens the streams, and returns when each has its first token or has failed."""
@@ -233,8 +280,12 @@ class Paced:
 
     async def _stream(self, parts: list[str]) -> None:
         def sink(token: str) -> None:
+            if not parts:
+                self.first.append(perf_counter() - begin)
             parts.append(token)
             self._one_arrived()
+
+        begin = perf_counter()
 
         try:
             await self._peer.stream(PROMPT, sink)
@@ -293,6 +344,65 @@ async def streams(task: Task) -> AsyncGenerator[Round]:
 
 
 @asynccontextmanager
+async def first(task: Task) -> AsyncGenerator[Round]:
+    """The first tokens of streams, ``width`` of which begin together; the next begin when these have ended."""
+    reader, control = await asyncio.open_connection("127.0.0.1", task.ports["control"])
+    peer = make_peer(task, int(await reader.readline()))
+
+    async def one_round() -> Measurement:
+        result = Measurement()
+        seconds: list[float] = []
+        for _ in range(max(1, task.count // task.width)):
+            paced = Paced(peer, control)
+            cpu = cpu_time()
+            await paced.open(task.width)
+            result.cpu += cpu_time() - cpu
+            opened = await paced.tick(0)
+            result.failed += opened.failed
+            result.error = result.error or opened.error
+            seconds += paced.first
+            await paced.end()
+        result.units = len(seconds)
+        if len(seconds) > 1:
+            percentiles = quantiles(seconds, n=100, method="inclusive")
+            result.first = percentiles[49], percentiles[89], percentiles[98]
+        return result
+
+    async with peer.resource:
+        await one_round()  # unmeasured: opens the connections
+        yield one_round
+    control.close()
+
+
+@asynccontextmanager
+async def slow(task: Task) -> AsyncGenerator[Round]:
+    """A long stream that arrives at once and is read slowly; the memory is the most that it grew meanwhile."""
+
+    async def read(count: int) -> Measurement:
+        peer = make_peer(task, task.ports["fast"], f"/padded/{count}")
+        result = Measurement()
+
+        async def sink(token: str) -> None:
+            if token != TOKENS[result.units % len(TOKENS)]:
+                result.fail(f"wrong token: {token!r}")
+            result.units += 1
+            if result.units % SIP == 0:
+                await asyncio.sleep(PAUSE)
+
+        async with peer.resource:
+            gc.collect()
+            forget_peak()
+            memory = resident()
+            await peer.read_slowly(PROMPT, sink)
+            result.memory = peak_resident() - memory
+        result.failed += abs(count - result.units)
+        return result
+
+    await read(2 * SIP)  # unmeasured: so that what is loaded late is not booked on the stream
+    yield lambda: read(task.count)
+
+
+@asynccontextmanager
 async def fan_out_many(task: Task) -> AsyncGenerator[Round]:
     """One long `map`; the memory is what grows after the first twentieth of the prompts."""
     peer = make_peer(task, task.ports["fast"])
@@ -315,6 +425,7 @@ async def fan_out_many(task: Task) -> AsyncGenerator[Round]:
         return result
 
     async with peer.resource:
+        await peer.map(itertools.repeat(PROMPT, 2 * task.width), task.width, lambda text: None)  # opens the connections
         yield one_round
 
 
@@ -364,7 +475,10 @@ JOBS: dict[str, Job] = {
     "complete": complete,
     "tokens": tokens,
     "chunks": chunks,
+    "flight": flight,
     "streams": streams,
+    "first": first,
+    "slow": slow,
     "map": fan_out_many,
     "decode": decode,
     "import": load,
@@ -375,6 +489,9 @@ JOBS: dict[str, Job] = {
 async def work(task: Task) -> None:
     """Does a round for each line of standard input. Nothing else may run meanwhile, so reading may block the loop."""
     async with JOBS[task.job](task) as one_round:
+        if not task.collect:
+            gc.collect()
+            gc.disable()
         print("ready", flush=True)
         while sys.stdin.readline():
             print(msgspec.json.encode(await one_round()).decode(), flush=True)

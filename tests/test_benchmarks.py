@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
+import attrs
+import msgspec
 import pytest
 
-from benchmarks import clients, rows, server, worker
-from benchmarks.__main__ import Worker, load_server, main
+from benchmarks import clients, curves, picture, rows, server, worker
+from benchmarks.__main__ import main
 from benchmarks.clients import Peer, Sink
+from benchmarks.rounds import Worker, load_server
 
 pytestmark = pytest.mark.anyio
 
@@ -31,6 +37,19 @@ class Scripted(Peer):
         for token in self.tokens:
             sink(token)
 
+    async def read_slowly(self, prompt: str, sink: Callable[[str], Awaitable[None]]) -> None:
+        for token in self.tokens:
+            await sink(token)
+
+
+class Hoarder(Scripted):
+    """Takes all that is sent before it hands on any of it."""
+
+    async def read_slowly(self, prompt: str, sink: Callable[[str], Awaitable[None]]) -> None:
+        hoard = b"." * (64 << 20)  # so much that the allocator has no freed pages for it
+        await super().read_slowly(prompt, sink)
+        del hoard
+
 
 def task(job: str, peer: str = "scripted", count: int = 4, ports: dict[str, int] | None = None) -> worker.Task:
     return worker.Task(peer=peer, job=job, count=count, width=2, depth=3, ports=ports or {"fast": 1})
@@ -45,32 +64,37 @@ def row(name: str) -> rows.Row:
     return next(row for row in rows.ROWS if row.name == name)
 
 
+def needs(peer: str) -> object:
+    missing = not clients.installed(peer)
+    return pytest.param(peer, marks=pytest.mark.skipif(missing, reason=f"{peer} is not installed (group bench)"))
+
+
 def first_column(table: str) -> list[str]:
     return [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")][2:]
 
 
 def test_command_measures_completions_and_streams_side_by_side(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    options = ["--quick", "--rows", "complete,tokens", "--scale", "0.004", "--rounds", "1", "--json", str(report)]
-    command = [sys.executable, "-m", "benchmarks", *options]
+    options = ["--quick", "--rows", "complete,tokens", "--peers", "ours,openai,httpx", "--scale", "0.004"]
+    command = [sys.executable, "-m", "benchmarks", *options, "--rounds", "1", "--json", str(report)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert first_column(done.stdout) == [row("complete").figure, row("tokens").figure]
     outcomes = json.loads(report.read_bytes())["rows"]
     assert [outcome["name"] for outcome in outcomes] == ["complete", "tokens"]
     for outcome in outcomes:
-        assert list(outcome["peers"]) == ["bare", "ours", "openai"]
+        assert list(outcome["peers"]) == ["bare", "ours", "openai", "httpx"]
         assert all(cell["failed"] == 0 and cell["median"] > 0 for cell in outcome["peers"].values())
         assert outcome["peers"]["bare"]["ratio"] == 1
 
 
 def test_paced_streams_and_map(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    names = "chunks,paced,memory,live,map"
+    names = "chunks,paced,memory,live,map,slow"
     options = ["--rows", names, "--peers", "ours", "--scale", "0.002", "--rounds", "1", "--json", str(report)]
     assert main(options) == 0
     printed = capsys.readouterr()
-    assert len(first_column(printed.out)) == 5
+    assert len(first_column(printed.out)) == 6
     outcomes = json.loads(report.read_bytes())["rows"]
     assert all(list(outcome["peers"]) == ["bare", "ours"] for outcome in outcomes)
     assert all(cell["failed"] == 0 for outcome in outcomes for cell in outcome["peers"].values())
@@ -81,6 +105,106 @@ def test_unknown_names_are_refused(arguments: list[str], capsys: pytest.CaptureF
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert "known: " in capsys.readouterr().err
+
+
+def test_both_loops_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("uvloop", reason="uvloop comes with the extra speed")
+    assert main(["--loops", "--rows", "complete,paced", "--scale", "0.002", "--rounds", "1"]) == 0
+    complete, paced = row("complete").figure, row("paced").title(0.002)
+    printed = capsys.readouterr().out
+    assert first_column(printed) == [complete, f"{complete}, on uvloop", paced, f"{paced}, on uvloop"]
+    assert "failed" not in printed
+
+
+def test_uvloop_is_asked_for_only_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    for command, option in ((main, "--uvloop"), (main, "--loops"), (curves.main, "--uvloop")):
+        with pytest.raises(SystemExit, match="2"):
+            command([option])
+        assert "piapi-async[speed]" in capsys.readouterr().err
+
+
+def test_a_peer_that_is_not_installed_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(clients.MODULES, "litellm", ("no_such_module",))
+    report = tmp_path / "report.json"
+    options = ["--rows", "tokens", "--peers", "litellm", "--scale", "0.01", "--rounds", "1", "--json", str(report)]
+    assert main(options) == 0
+    assert "| not installed" in capsys.readouterr().out
+    (outcome,) = json.loads(report.read_bytes())["rows"]
+    assert outcome["peers"]["litellm"] == {
+        "values": [], "median": None, "ratio": None, "spread": None, "added": None, "failed": 0,
+        "error": "not installed",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("peer", [needs(peer) for peer in clients.PEERS])
+def test_each_peer_answers_rightly(peer: str) -> None:
+    jobs = ["complete"] if peer == "pyreqwest" else ["complete", "tokens", "first"]
+    with load_server() as ports:
+        for job in jobs:
+            worker = Worker(attrs.evolve(task(job, peer=peer, ports=ports), width=4))
+            results = worker.one_round(), worker.close()
+            assert [(result.failed, result.error) for result in results] == [(0, ""), (0, "")]
+            assert results[0].units > 0
+
+
+def test_each_peer_has_a_label_and_what_it_needs() -> None:
+    assert set(clients.PEERS) <= set(rows.LABELS)
+    assert set(clients.PEERS) - {"bare", "ours"} <= set(clients.MODULES)
+    assert set(rows.PEERS) == set(clients.PEERS)
+    assert set(row("import").peers) <= set(clients.IMPORTS)
+    assert clients.installed("bare")
+
+
+def test_curves(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    options = ["--peers", "ours", "--scale", "0.005", "--rounds", "1", "--json", str(report)]
+    assert curves.main(options) == 0
+    printed = capsys.readouterr().out
+    assert "CPU per prompt of a map, piapi-async: " in printed
+    measured = json.loads(report.read_bytes())["curves"]
+    assert list(measured) == ["first", "flight", "uncollected", "length", "map"]
+    assert [outcome["figure"] for outcome in measured["length"]] == [
+        f"CPU per streamed token, {tokens} tokens" for tokens in ("10", "100", "1,000", "10,000")
+    ]
+    for outcome in (outcome for outcomes in measured.values() for outcome in outcomes):
+        assert outcome["bar"] is None
+        assert list(outcome["peers"]) == ["bare", "ours"]
+        assert all(cell["failed"] == 0 for cell in outcome["peers"].values())
+    assert measured["first"][1]["peers"]["ours"]["added"] is not None
+
+
+def test_unknown_curves_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        curves.main(["--curves", "steep"])
+    assert "known: first, flight, uncollected, length, map" in capsys.readouterr().err
+
+
+def test_flatness_is_the_dearest_point_over_the_cheapest() -> None:
+    curve = next(curve for curve in curves.CURVES if curve.name == "length")
+    runs = [{peer: [worker.Measurement(units=10, cpu=cpu)] for peer in ("bare", "ours")} for cpu in (3, 1, 2, 1.5)]
+    lines = curves.flatness(curve, curve.evaluate(1, runs))
+    assert len(lines) == 2
+    assert all(line.endswith("dearest ÷ cheapest: 3.00") for line in lines)
+
+
+def test_memory_per_call_needs_enough_calls() -> None:
+    memory = next(figure for curve in curves.CURVES if curve.name == "flight" for figure in curve.figures[1:])
+    assert memory.metric(worker.Measurement(memory=100 * 2048, live=100)) == 2
+    with pytest.raises(ZeroDivisionError):
+        memory.metric(worker.Measurement(memory=100 * 2048, live=10))
+
+
+def test_the_difference_to_the_baseline_is_shown_on_request() -> None:
+    fast, slow = worker.Measurement(units=10, cpu=2e-3), worker.Measurement(units=10, cpu=3e-3)
+    outcome = rows.evaluate(row("complete"), 1, {"bare": [fast], "ours": [slow]})
+    assert outcome.peers["ours"].added == pytest.approx(100)
+    assert "+100" in rows.table([outcome], added=True)
+    assert "+100" not in rows.table([outcome])
 
 
 @pytest.fixture
@@ -112,6 +236,30 @@ async def test_a_stream_that_ends_early_has_failed(script: list[str]) -> None:
     with load_server() as ports:
         result = await one_round(task("streams", ports=ports))
     assert (result.live, result.units, result.failed) == (0, 0, 4)
+
+
+async def test_a_first_token_that_never_comes_has_failed(monkeypatch: pytest.MonkeyPatch, script: list[str]) -> None:
+    monkeypatch.setattr(worker, "PATIENCE", 0.01)
+    monkeypatch.setattr(Scripted, "stream", lambda self, prompt, sink: asyncio.Event().wait())
+    with load_server() as ports:
+        result = await one_round(task("first", ports=ports))
+    assert (result.units, result.failed, result.first) == (0, 4, None)
+    assert "none at all" in result.error
+
+
+async def test_a_slow_reader_that_misses_tokens_has_failed(script: list[str]) -> None:
+    script[:] = [server.TOKENS[0], "wrong"]
+    result = await one_round(task("slow"))
+    assert (result.units, result.failed) == (2, 1 + 2)
+
+
+async def test_what_a_slow_reader_hoards_is_seen(monkeypatch: pytest.MonkeyPatch, script: list[str]) -> None:
+    monkeypatch.setattr(worker, "PAUSE", 0.001)
+    monkeypatch.setitem(clients.PEERS, "scripted", lambda base_url, width: Hoarder(script))
+    result = await one_round(task("slow", count=200))
+    assert result.failed == 0
+    assert result.memory > 1 << 20
+    assert rows.evaluate(row("slow"), 1, {"bare": [], "ours": [result]}).meets is False
 
 
 def test_a_worker_that_cannot_work_fails_all_its_calls() -> None:
@@ -163,3 +311,52 @@ def test_failures_are_the_figure_of_the_live_row() -> None:
     assert outcome.figure == "failed of 800 live streams in one process"
     assert outcome.meets is False
     assert "3 failed" in rows.table([outcome])
+
+
+def report(**ratios: float | None) -> picture.Report:
+    cells = {
+        peer: rows.Cell(
+            values=[1.0], median=1.0, ratio=ratio, spread=None, added=None, failed=int(peer == "openai"), error=""
+        )
+        for peer, ratio in ratios.items()
+    }
+    complete, events = (rows.evaluate(row(name), 1, {row(name).peers[0]: []}) for name in ("complete", "sse"))
+    return picture.Report(
+        environment={"python": "3.11.7", "litellm": "not installed", "cattrs": "25.1"},
+        rows=[events, attrs.evolve(complete, peers=cells)],
+    )
+
+
+def test_the_picture_shows_ratios_with_ours_on_top() -> None:
+    (group,) = picture.groups(report(bare=1.0, openai=14.6, ours=1.054, litellm=None).rows)
+    assert (group.title, group.goal) == (picture.TITLES["complete"], 1.15)
+    assert [(bar.label, bar.note, bar.ours) for bar in group.bars] == [
+        ("piapi-async", "1.05 ×", True),
+        ("OpenAI SDK", "15 ×, calls failed", False),
+    ]
+
+
+def test_the_picture_says_where_its_figures_come_from() -> None:
+    assert report().source() == "python 3.11.7"
+
+
+def test_a_report_without_ratios_gives_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "report.json").write_text('{"environment": {}, "rows": []}')
+    for missing in ("report.json", "nowhere.json"):
+        with pytest.raises(SystemExit, match="2"):
+            picture.main([str(tmp_path / missing)])
+    assert "python -m benchmarks --json" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is not installed (group bench)")
+def test_the_same_report_gives_the_same_picture(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    file.write_bytes(msgspec.json.encode(report(bare=1.0, ours=0.9, openai=14.6, pyreqwest=0.03)))
+    pictures = [tmp_path / "first.svg", tmp_path / "second.svg"]
+    for target in pictures:
+        assert picture.main([str(file), "-o", str(target)]) == 0
+    first, second = (target.read_text() for target in pictures)
+    assert first == second
+    assert len(first) < 50_000
+    assert all(text in first for text in ("piapi-async", "0.90 ×", "15 ×, calls failed", "0.03 ×", picture.HEADLINE))
+    assert "dc:date" not in first
