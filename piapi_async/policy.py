@@ -238,17 +238,23 @@ class Due:
         at: The moment, on the event loop's clock.
         kind: The timer that it is.
         seconds: What that timer was set to, for the error.
+        progress: Most seconds that a single wait before that moment may take; None for any.
     """
 
     at: float = NEVER
     kind: str = "total"
     seconds: float = NEVER
+    progress: float | None = None
 
     def after(self, now: float, kind: str, seconds: float | None) -> Due:
         """This moment, or `seconds` from now if that comes first."""
         if seconds is None or now + seconds >= self.at:
             return self
         return Due(now + seconds, kind, seconds)
+
+    def ends(self, now: float) -> float:
+        """When a wait that begins now must end."""
+        return self.at if self.progress is None else min(self.at, now + self.progress)
 
 
 def timed_out(due: Due, host: str, *, sent: bool = True) -> APITimeoutError:
@@ -431,8 +437,10 @@ def pause(headers: Headers, *, refused: bool = False) -> float:
         fields = [part.strip() for part in item.split(";")]
         if "r=0" in fields:
             waits += [float(f[2:]) for f in fields if f.startswith("t=") and _SECONDS.fullmatch(f[2:])]
-    longest = max(waits, default=0.0)
-    asked = retry_after(headers) if longest else None
+    longest = max(waits) if waits else 0.0
+    if not longest:
+        return 0.0
+    asked = retry_after(headers)
     return min(PAUSE_CAP, longest if asked is None else asked)
 
 

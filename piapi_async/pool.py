@@ -14,7 +14,7 @@ import math
 import socket
 import ssl as ssl_module
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Protocol, Self, cast
@@ -101,69 +101,38 @@ class Endpoint:
     headers: Mapping[str, str] = attrs.field(factory=dict[str, str])
 
 
-class _Watch:
-    """The timers of one exchange, one after another, on a single loop timer that is moved lazily.
+class _Trip:
+    """One request under way: the socket made for it, its answer once that begins, and when its wait must end.
 
-    `asyncio.timeout` would do, but for two things: arming a timer for each read costs more than the read; and when the
-    loop was blocked past a deadline, bytes that have arrived meanwhile must win over the timer.
+    Attributes:
+        made: The socket, as the factory deep inside aiohttp tells; None where a kept connection is used.
+        response: The answer.
+        due: When the wait that is under way ends in a timeout, `NEVER` while there is none.
+        expired: Whether one did.
     """
 
-    __slots__ = ("_cancelling", "_due", "_handle", "_loop", "_task", "expired")
+    __slots__ = ("_cancelling", "_task", "due", "expired", "made", "response")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._due = NEVER
-        self._handle: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[object] | None = None
-        self._cancelling = 0
+    def __init__(self, task: asyncio.Task[object]) -> None:
+        self._task = task
+        self._cancelling = task.cancelling()
+        self.made: socket.socket | None = None
+        self.response: aiohttp.ClientResponse | None = None
+        self.due = NEVER
         self.expired = False
 
-    def start(self, due: float) -> None:
-        """Cancel the current task at `due`, unless `stop` comes first."""
-        task = self._task = asyncio.current_task()
-        self._cancelling = task.cancelling() if task else 0
-        self._due = due
-        if due < NEVER and (self._handle is None or self._handle.when() > due):
-            self.close()
-            self._handle = self._loop.call_at(due, self._fire)
-
-    def stop(self) -> None:
-        """End the wait; the loop timer stays for the next one."""
-        self._due = NEVER
-
-    def close(self) -> None:
-        """Drop the loop timer."""
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
+    def expire(self, due: float) -> None:
+        """End the wait, if it is still the one that was due: by a cancellation, or by closing the answer."""
+        if self.due == due and not self.expired:
+            self.expired = True
+            if self.response is None:
+                self._task.cancel()
+            else:
+                self.response.close()
 
     def caused(self) -> bool:
-        """Whether a `CancelledError` is this watch's own; takes the cancellation back if so."""
-        return self.expired and self._task is not None and self._task.uncancel() <= self._cancelling
-
-    def _fire(self) -> None:
-        self._handle = None
-        if self._due == NEVER:
-            return
-        if self._loop.time() < self._due:
-            self._handle = self._loop.call_at(self._due, self._fire)
-        else:
-            # One turn of the loop later: bytes that arrived while it was blocked have then ended the wait.
-            self._loop.call_soon(self._expire, self._due)
-
-    def _expire(self, due: float) -> None:
-        if self._due == due and self._task is not None:
-            self.expired = True
-            self._task.cancel()
-
-
-class _Trip:
-    """What the socket factory, deep inside aiohttp, tells the request that it makes a socket for."""
-
-    __slots__ = ("made",)
-
-    def __init__(self) -> None:
-        self.made: socket.socket | None = None
+        """Whether a `CancelledError` is this trip's own; takes the cancellation back if so."""
+        return self.expired and self._task.uncancel() <= self._cancelling
 
     def abandon(self) -> None:
         """End a connection now; closing it as aiohttp does waits until what is left of the body is written."""
@@ -186,13 +155,12 @@ class Exchange:
     headers: Headers
     status: int
 
-    __slots__ = ("_host", "_inflate", "_line", "_response", "_watch", "headers", "status")
+    __slots__ = ("_inflate", "_line", "_reader", "_trip", "headers", "status")
 
-    def __init__(self, response: aiohttp.ClientResponse, watch: _Watch, line: _Line) -> None:
-        self._response = response
-        self._watch = watch
+    def __init__(self, response: aiohttp.ClientResponse, trip: _Trip, line: _Line) -> None:
+        self._reader = response.content
+        self._trip = trip
         self._line = line
-        self._host = response.url.host or ""
         self.status = response.status
         self.headers = cast("Headers", response.headers)
         encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
@@ -200,7 +168,7 @@ class Exchange:
             zlib.decompressobj(wbits=47) if encoded else None
         )  # 47: zlib or gzip, as it comes
 
-    async def read(self, due: Due) -> bytes:
+    def read(self, due: Due) -> Awaitable[bytes]:
         """Return the bytes that have arrived, at least one, or `b""` at the end of the body.
 
         Raises:
@@ -208,9 +176,7 @@ class Exchange:
             APIConnectionError: The body broke off.
             APIResponseError: Its content encoding is broken.
         """
-        if self._inflate is None:
-            return await self._read(due)
-        return await self._read_inflated(due, self._inflate)
+        return self._read(due) if self._inflate is None else self._read_inflated(due, self._inflate)
 
     async def _read_inflated(self, due: Due, inflate: Inflate) -> bytes:
         """Undo a content encoding that nobody asked for, in pieces, so that a small body can't fill the memory."""
@@ -225,34 +191,30 @@ class Exchange:
             return b""
         self.close()
         raise APIResponseError(
-            f"{self._host}'s answer has a broken or unknown content encoding; it was asked for none",
+            f"{self._line.host}'s answer has a broken or unknown content encoding; it was asked for none",
             kind="encoding",
             maybe_billed=True,
         )
 
     async def _read(self, due: Due) -> bytes:
-        content = self._response.content
+        content, line = self._reader, self._line
         failure: BaseException
-        watch = self._watch
+        now = line.time()
         try:
-            data = content.read_nowait()
-            if data or content.is_eof():
-                return data
-            watch.start(due.at)
+            if not content.is_eof():
+                line.wait(self._trip, due.ends(now))
             return await content.readany()
-        except asyncio.CancelledError as error:
-            if not watch.caused():
-                self.close()
-                raise
-            failure = error
+        except asyncio.CancelledError:
+            self.close()
+            raise
         except _FOREIGN as error:
             failure = error
         finally:
-            watch.stop()
+            self._trip.due = NEVER
         self.close()
-        if watch.expired:
-            raise timed_out(due, self._host)
-        raise _closed(self._host) if self._line.closed else _translate(failure, self._host, in_body=True)
+        if self._trip.expired:
+            raise timed_out(due.after(now, "progress", due.progress), line.host)
+        raise _closed(line.host) if line.closed else _translate(failure, line.host, in_body=True)
 
     async def read_all(self, due: Due, progress: float | None, start: bytes = b"") -> bytes:
         """Return the whole body.
@@ -268,17 +230,14 @@ class Exchange:
         """
         pieces = [start] if start else []
         size = len(start)
-        loop = asyncio.get_running_loop()
-        while True:
-            piece = await self.read(due.after(loop.time(), "progress", progress))
-            if not piece:
-                break
+        due = Due(due.at, due.kind, due.seconds, progress)
+        while piece := await self.read(due):
             pieces.append(piece)
             size += len(piece)
             if size > MAX_BODY_BYTES:
                 self.close()
                 raise StreamTooLargeError(
-                    f"{self._host} answered with more than {MAX_BODY_BYTES:,} bytes; ask for a shorter answer",
+                    f"{self._line.host} answered with more than {MAX_BODY_BYTES:,} bytes; ask for a shorter answer",
                     maybe_billed=True,
                 )
         self.finish()
@@ -297,32 +256,39 @@ class Exchange:
 
     def finish(self) -> None:
         """End a body that has been read as far as it matters, and keep its connection if it ends by itself soon."""
-        self._watch.close()
-        self._line.finish(self._response)
+        self._line.finish(self._trip)
 
     def close(self) -> None:
         """Close the connection, now."""
-        self._watch.close()
-        self._line.close(self._response)
+        self._line.close(self._trip)
 
 
 class _Line:
-    """One endpoint's session, and the spare one that always connects anew."""
+    """One endpoint's session, the spare one that always connects anew, and the requests under way.
+
+    One loop timer serves all their waits: it rings when the first of them is due, or was when the timer was set. A
+    timer for each request would cost a completion 6 µs, an `asyncio.timeout` more. And where the loop was blocked past
+    a moment, bytes that have arrived meanwhile win over the timer, as they do not there.
+    """
 
     def __init__(self, endpoint: Endpoint, open_session: _Opener) -> None:
-        self.endpoint = endpoint
+        self.url = endpoint.url
+        self.host = urlsplit(endpoint.url).hostname or ""
         self.session = open_session(force_close=False)
         self._open_session = open_session
         self._spare: aiohttp.ClientSession | None = None
-        self.sending = 0
         self.closed = False
-        self._responses: set[aiohttp.ClientResponse] = set()
+        self._loop = asyncio.get_running_loop()
+        self.time = self._loop.time
+        self._trips: set[_Trip] = set()
         self._draining: dict[aiohttp.ClientResponse, asyncio.TimerHandle] = {}
+        self._rings = NEVER
+        self._alarm: asyncio.TimerHandle | None = None
 
     @property
     def in_flight(self) -> int:
         """Requests sent whose answer has not ended."""
-        return self.sending + len(self._responses)
+        return len(self._trips)
 
     @property
     def spare(self) -> aiohttp.ClientSession:
@@ -331,36 +297,70 @@ class _Line:
             self._spare = self._open_session(force_close=True)
         return self._spare
 
-    def began(self, response: aiohttp.ClientResponse) -> None:
-        """Note an answer whose body is to be read."""
-        self._responses.add(response)
+    def begin(self, trip: _Trip, due: float) -> None:
+        """Note that a request is sent, whose answer must begin before `due`."""
+        self._trips.add(trip)
+        self.wait(trip, due)
 
-    def finish(self, response: aiohttp.ClientResponse) -> None:
+    def wait(self, trip: _Trip, due: float) -> None:
+        """Let a trip's wait expire at `due`, unless it is reset before."""
+        trip.due = due
+        if due < self._rings:
+            self._ring_at(due)
+
+    def _ring_at(self, moment: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._rings = moment
+        self._alarm = self._loop.call_at(moment, self._ring)
+
+    def _ring(self) -> None:
+        """End the waits that are due; each ring looks at all, but there are few: most waits end long before."""
+        now = self.time()
+        self._rings = nearest = NEVER
+        for trip in self._trips:
+            if trip.due <= now:
+                # One turn of the loop later: bytes that arrived while it was blocked have then ended the wait.
+                self._loop.call_soon(trip.expire, trip.due)
+            else:
+                nearest = min(nearest, trip.due)
+        if nearest < NEVER:
+            self._ring_at(nearest)
+
+    def finish(self, trip: _Trip) -> None:
         """Give the connection back once the body has ended, or close it after `DRAIN_SECONDS`."""
-        self._responses.discard(response)
+        self._trips.discard(trip)
+        response = cast("aiohttp.ClientResponse", trip.response)
         content = response.content
-        if content.is_eof() or content.exception() is not None:
+        if content.is_eof():
+            return  # the response has given its connection back by itself
+        if content.exception() is not None:
             response.release()
             return
-        timer = asyncio.get_running_loop().call_later(DRAIN_SECONDS, self.close, response)
-        self._draining[response] = timer
+        self._draining[response] = self._loop.call_later(DRAIN_SECONDS, self._shut, response)
         content.on_eof(lambda: self._drained(response))
 
     def _drained(self, response: aiohttp.ClientResponse) -> None:
         if timer := self._draining.pop(response, None):
             timer.cancel()
 
-    def close(self, response: aiohttp.ClientResponse) -> None:
-        """Close an answer's connection."""
-        self._responses.discard(response)
+    def _shut(self, response: aiohttp.ClientResponse) -> None:
         self._drained(response)
         response.close()
+
+    def close(self, trip: _Trip) -> None:
+        """Close an answer's connection; a request without an answer yet fails with its session."""
+        self._trips.discard(trip)
+        if trip.response is not None:
+            self._shut(trip.response)
 
     async def close_all(self) -> None:
         """Close every connection; reads under way fail."""
         self.closed = True
-        for response in [*self._responses, *self._draining]:
-            self.close(response)
+        if self._alarm is not None:
+            self._alarm.cancel()
+        for response in [*(trip.response for trip in self._trips if trip.response is not None), *self._draining]:
+            self._shut(response)
         await self.session.close()
         if self._spare is not None:
             await self._spare.close()
@@ -369,7 +369,10 @@ class _Line:
 class _Opener:
     """Makes the sessions of one endpoint, all with the same settings."""
 
-    def __init__(self, pool: SessionPool, sockets: WeakSet[socket.socket], proxy: str | None) -> None:
+    def __init__(
+        self, endpoint: Endpoint, pool: SessionPool, sockets: WeakSet[socket.socket], proxy: str | None
+    ) -> None:
+        self._endpoint = endpoint
         self._pool = pool
         self._sockets = sockets
         self._proxy = proxy
@@ -385,6 +388,14 @@ class _Opener:
         )
         return aiohttp.ClientSession(
             connector=connector,
+            # All but the key: wherever else a session might be made to go, the key goes to this endpoint only.
+            headers={
+                "Content-Type": "application/json",
+                "Accept": "application/json",
+                "Accept-Encoding": "identity",
+                "User-Agent": pool.agent,
+                **self._endpoint.headers,
+            },
             timeout=aiohttp.ClientTimeout(total=None, connect=pool.connect_timeout, ceil_threshold=math.inf),
             cookie_jar=aiohttp.DummyCookieJar(),
             proxy=self._proxy,
@@ -453,7 +464,7 @@ class SessionPool:
         self.trust_env = trust_env
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._lines: dict[Endpoint, _Line] = {}
-        self._agent = ""
+        self.agent = ""
 
     def __repr__(self) -> str:
         if not self._lines:
@@ -471,14 +482,14 @@ class SessionPool:
     async def __aenter__(self) -> Self:
         from importlib.metadata import version  # deferred: it would be a tenth of the package's import time
 
-        self._agent = f"piapi-async/{version('piapi-async')}"
+        self.agent = f"piapi-async/{version('piapi-async')}"
         for endpoint in self.endpoints:
             proxy = self.proxy
             if proxy is None and self.trust_env:
                 # Not by aiohttp's own trust_env: a password in ~/.netrc would then stand in the way of the key. In a
                 # thread, as some systems look names up to answer.
                 proxy = await asyncio.to_thread(_environment_proxy, endpoint.url)
-            self._lines[endpoint] = _Line(endpoint, _Opener(self, self._sockets, proxy))
+            self._lines[endpoint] = _Line(endpoint, _Opener(endpoint, self, self._sockets, proxy))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -510,49 +521,37 @@ class SessionPool:
         line = self._lines.get(endpoint)
         if line is None:
             raise _closed(endpoint.provider)
-        watch = _Watch(asyncio.get_running_loop())
-        trip = _Trip()
+        trip = _Trip(cast("asyncio.Task[object]", asyncio.current_task()))
         token = _trip.set(trip)
         failure: BaseException
-        line.sending += 1
-        watch.start(due.at)
+        line.begin(trip, due.at)
         try:
             # The header with the key is built in the call, never bound to a name: a traceback may show locals.
-            response = await (line.spare if fresh else line.session).post(
-                endpoint.url,
+            trip.response = response = await (line.spare if fresh else line.session).post(
+                line.url,
                 data=body.content if len(body.content) < LARGE_BODY else io.BytesIO(body.content),
-                headers={
-                    "Authorization": f"Bearer {endpoint.secret.reveal()}",
-                    "Content-Type": "application/json",
-                    "Accept-Encoding": "identity",
-                    "User-Agent": self._agent,
-                    **endpoint.headers,
-                    **headers,
-                },
+                headers={"Authorization": f"Bearer {endpoint.secret.reveal()}", **headers},
                 allow_redirects=False,
             )
         except asyncio.CancelledError as error:
             trip.abandon()
-            if not watch.caused():
-                watch.close()
+            if not trip.caused():
+                line.close(trip)
                 raise
             failure = error
         except _FOREIGN as error:
             failure = error
         else:
-            line.began(response)
-            return Exchange(response, watch, line)
+            return Exchange(response, trip, line)
         finally:
-            watch.stop()
-            line.sending -= 1
+            trip.due = NEVER
             _trip.reset(token)
-        watch.close()
-        host = urlsplit(endpoint.url).hostname or ""
-        if watch.expired:
-            raise timed_out(due, host)
+        line.close(trip)
+        if trip.expired:
+            raise timed_out(due, line.host)
         if line.closed:
-            raise _closed(host)
-        raise _translate(failure, host, reused=trip.made is None, connect_timeout=self.connect_timeout or NEVER)
+            raise _closed(line.host)
+        raise _translate(failure, line.host, reused=trip.made is None, connect_timeout=self.connect_timeout or NEVER)
 
 
 def _environment_proxy(url: str) -> str | None:

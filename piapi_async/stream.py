@@ -8,7 +8,7 @@ a source that the client makes, and knows nothing of the client.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias, TypeVar, cast
 
@@ -224,7 +224,7 @@ class Answer:
 class Readable(Protocol):
     """What is read from: a `pool.Exchange`, or a test's stand-in."""
 
-    async def read(self, due: Due) -> bytes:
+    def read(self, due: Due) -> Awaitable[bytes]:
         """Return the bytes that have arrived, `b""` at the end."""
         ...
 
