@@ -607,9 +607,10 @@ class ChatRequest:
     stream: bool = attrs.field(default=False, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
-        given = [(name, value) for name, value in vars(self).items() if value is not None and name in _RULES]
-        for name, value in given:
-            object.__setattr__(self, name, _RULES[name](name, value))
+        fields = vars(self)
+        for name, value in fields.items():
+            if value is not None and name in _RULES:
+                fields[name] = _RULES[name](name, value)
 
 
 @attrs.frozen(slots=False)
