@@ -36,7 +36,7 @@ request (ours, a guess on the high side: no page that we know gives a bound)."""
 _NO_TABLE: Mapping[str, ModelInfo] = MappingProxyType({})
 
 
-@attrs.frozen
+@attrs.define
 class Bill:
     """What an answer cost.
 
@@ -96,8 +96,10 @@ class Billing:
 
     def price(self, provider: Provider, model: str) -> ModelInfo | None:
         """The price of a model, by the caller's name, at a provider; None if it is unknown."""
-        table = CATALOG if provider is self._primary else _NO_TABLE
-        return find(provider.model(model), provider.prices, table)
+        return self._find(provider, provider.model(model))
+
+    def _find(self, provider: Provider, name: str) -> ModelInfo | None:
+        return find(name, provider.prices, CATALOG if provider is self._primary else _NO_TABLE)
 
     def suggest(self, model: str, provider: Provider) -> str | None:
         """The known name nearest to one that PiAPI does not know; None where nothing is near."""
@@ -123,15 +125,15 @@ class Billing:
             )
         return attrs.evolve(request, messages=_folded(request.messages))
 
-    def allowed(self, providers: Iterable[Provider], model: str) -> tuple[Provider, ...]:
+    def allowed(self, providers: tuple[Provider, ...], model: str) -> tuple[Provider, ...]:
         """The providers that may serve a model: where the plan does not allow it at PiAPI, the backups that map it.
 
         Raises:
             InvalidRequestError: None may.
         """
-        info = self.price(self._primary, model)
+        info = None if self._plan is None else self.price(self._primary, model)
         if info is None or allows(self._plan, info.plan):
-            return tuple(providers)
+            return providers
         mapped = tuple(each for each in providers if each is not self._primary and model in each.models)
         if not mapped:
             raise InvalidRequestError(
@@ -198,7 +200,8 @@ class Billing:
         self, reserved: int, request: ChatRequest, model: str, provider: Provider, completion: ChatCompletion
     ) -> Bill:
         """Enter an answer into the books, and say what it cost: by its usage, else by an estimate."""
-        info = self.price(provider, model)
+        name = provider.model(model)
+        info = self._find(provider, name)
         usage = completion.usage
         amount: int | None = None
         saved = 0
@@ -210,7 +213,7 @@ class Billing:
             amount = cost(info, *tokens)
             vendor = self._vendor(info)
             saved = 0 if vendor is None else cost(vendor, *tokens) - amount
-        self.ledger.settle(reserved, provider.name, provider.model(model), amount, saved=saved, estimated=usage is None)
+        self.ledger.settle(reserved, provider.name, name, amount, saved=saved, estimated=usage is None)
         return Bill(None if amount is None else to_dollars(amount), usage is None)
 
     def lose(self, reserved: int | None, request: ChatRequest, model: str, provider: Provider) -> None:

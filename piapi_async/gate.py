@@ -7,10 +7,9 @@ place itself, in one step without an await, so one that is cancelled leaves noth
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
-
-import anyio
 
 from piapi_async.policy import NEVER, Due, Limits, timed_out
 
@@ -46,6 +45,10 @@ class _Bucket:
         return min(self.capacity, self._level + (now - self._at) * self.rate)
 
 
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
+
+
 class Gate:
     """Bounds what one provider key is asked.
 
@@ -55,6 +58,7 @@ class Gate:
     Attributes:
         in_flight: Places taken.
         bound: Most places, as narrowed by 429s.
+        counts_tokens: Whether tokens are limited here.
 
     Args:
         name: Provider, for errors.
@@ -68,7 +72,7 @@ class Gate:
         name: str,
         limits: Limits,
         dice: random.Random | None = None,
-        clock: Callable[[], float] = anyio.current_time,
+        clock: Callable[[], float] = _loop_time,
     ) -> None:
         self._name = name
         self._limits = limits
@@ -81,6 +85,7 @@ class Gate:
         self._paused_until = -NEVER
         self._queue: dict[_Waiter, None] = {}
         self.bound = limits.concurrency
+        self.counts_tokens = self._tokens is not None
         self.in_flight = 0
 
     @property
@@ -88,14 +93,9 @@ class Gate:
         """Callers that wait for a place."""
         return len(self._queue)
 
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether tokens are limited here."""
-        return self._tokens is not None
-
     def pause_left(self, now: float) -> float:
         """Seconds of cool-down left, 0 for none."""
-        return max(0.0, self._paused_until - now)
+        return self._paused_until - now if now < self._paused_until else 0.0
 
     def opens(self, tokens: float, now: float) -> float:
         """The moment at which a request of so many tokens may pass; `NEVER` while only a release can let it."""
@@ -113,6 +113,13 @@ class Gate:
             now = self._requests.opens(1, now)
         return now if self._tokens is None else self._tokens.opens(tokens, now)
 
+    def take(self, tokens: float, now: float) -> bool:
+        """Take a place if that needs no wait, and say so; each place is given back by one `release`."""
+        if self._queue or self.opens(tokens, now) > now:
+            return False
+        self._take(tokens, now)
+        return True
+
     async def acquire(self, due: Due, tokens: float = 0, patience: float | None = None) -> bool:
         """Take a place, waiting for one if need be; each place is given back by one `release`.
 
@@ -128,8 +135,7 @@ class Gate:
             APITimeoutError: `due` came first.
         """
         now = self._clock()
-        if not self._queue and self.opens(tokens, now) <= now:
-            self._take(tokens, now)
+        if self.take(tokens, now):
             return True
         waiter = _Waiter()
         self._queue[waiter] = None
@@ -159,7 +165,8 @@ class Gate:
     def release(self) -> None:
         """Give a place back."""
         self.in_flight -= 1
-        self._wake()
+        if self._queue:
+            self._wake()
 
     def settle(self, reserved: float, used: float) -> None:
         """Correct the tokens taken by `acquire` to those used."""
@@ -205,18 +212,28 @@ class Gate:
 
 
 class _Waiter:
-    """One caller in the queue."""
+    """One caller in the queue.
 
-    __slots__ = ("_event",)
+    It waits on a future with a loop timer, which is what anyio's event and cancel scope come down to on asyncio; to
+    import anyio for it would cost as much as all our other modules that are no models.
+    """
+
+    __slots__ = ("_future",)
 
     def __init__(self) -> None:
-        self._event = anyio.Event()
+        self._future = asyncio.get_running_loop().create_future()
 
     def wake(self) -> None:
-        self._event.set()
+        if not self._future.done():
+            self._future.set_result(None)
 
     async def wait(self, until: float) -> None:
         """Wait to be woken, at most until a moment of the event loop's clock."""
-        with anyio.CancelScope(deadline=until):
-            await self._event.wait()
-        self._event = anyio.Event()
+        loop = asyncio.get_running_loop()
+        timer = None if until == NEVER else loop.call_at(until, self.wake)
+        try:
+            await self._future
+        finally:
+            if timer is not None:
+                timer.cancel()
+        self._future = loop.create_future()

@@ -76,6 +76,11 @@ class Ledger:
         return None if self._budget is None else to_dollars(self._budget)
 
     @property
+    def limited(self) -> bool:
+        """Whether there is a budget."""
+        return self._budget is not None
+
+    @property
     def spent(self) -> Decimal:
         """US dollars for answers."""
         return to_dollars(self._spent)

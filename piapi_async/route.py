@@ -21,7 +21,6 @@ from piapi_async.models import Attempt, ChatCompletion, ChatRequest, Usage
 from piapi_async.policy import NEVER, PAUSE_CAP, Due, Health, Limits, Retry, Verdict, judge, timed_out
 from piapi_async.pool import Endpoint
 from piapi_async.provider import Provider
-from piapi_async.stream import Answer
 
 __all__ = ["Call", "Lane", "LaneStatistics", "Router", "Sending", "Site", "Statistics"]
 
@@ -74,10 +73,12 @@ class Site:
         """The least loaded lane that is healthy and not paused for longer than the patience; None if none is."""
         if now < self.off_until:
             return None
-        healthy = (
-            lane for lane in self.lanes if lane.breaker(model).admits(now) and lane.gate.pause_left(now) <= patience
-        )
-        return min(healthy, key=_load, default=None)
+        best = None
+        for lane in self.lanes:
+            healthy = lane.breaker(model).admits(now) and lane.gate.pause_left(now) <= patience
+            if healthy and (best is None or lane.load < best.load):
+                best = lane
+        return best
 
     def slow_start(self, *, stream: bool) -> float | None:
         """What 95 of 100 streams were quicker to begin than, or other answers to come; None while too few were seen."""
@@ -146,6 +147,7 @@ class Sending:
     call: Call
     site: Site
     lane: Lane
+    breaker: Breaker
     began: float
     probe: bool = False
     judged: bool = False
@@ -154,7 +156,6 @@ class Sending:
     first_token: float | None = None
     should_retry: str | None = None
     pause: float = 0.0
-    answer: Answer = attrs.field(factory=Answer)
     reserved: int | None = None
     bill: Bill | None = None
     whole: ChatCompletion | None = None
@@ -268,7 +269,7 @@ class Router:
 
     def choose(self, call: Call, now: float) -> tuple[Site, Lane]:
         """The lane of a first attempt: the preferred healthy provider's, or, with none healthy, the preferred one's."""
-        sites = [site for site in call.sites if not call.spent(site)]
+        sites = [site for site in call.sites if not call.spent(site)] if call.failures else call.sites
         found = self._healthy(call, now, sites, self._retry.patience) or self._healthy(call, now, sites)
         if found is None:
             call.panic = True
@@ -300,7 +301,8 @@ class Router:
         call.sent += 1
         if site not in call.failures:
             site.tokens = min(self._retry.tokens, site.tokens + self._retry.refill)
-        return Sending(call, site, lane, now, lane.breaker(call.model).begin(now), reserved=reserved)
+        breaker = lane.breaker(call.model)
+        return Sending(call, site, lane, breaker, now, breaker.begin(now), reserved=reserved)
 
     # -- noting how it ended -----------------------------------------------------------------------------------------
 
@@ -319,7 +321,7 @@ class Router:
         sending.ended = True
         sending.record(now, kind, usage)
         self.outcomes[kind] += 1
-        sending.lane.breaker(sending.call.model).end(now, good, probe=sending.probe, began=sending.began)
+        sending.breaker.end(now, good, probe=sending.probe, began=sending.began)
         sending.lane.gate.release()
 
     def succeeded(self, sending: Sending, now: float, completion: ChatCompletion) -> None:
@@ -343,7 +345,7 @@ class Router:
         if sending.probe:
             sending.probe = False
             sending.judged = True
-            sending.lane.breaker(sending.call.model).end(now, good=True, probe=True, began=sending.began)
+            sending.breaker.end(now, good=True, probe=True, began=sending.began)
 
     def abandoned(self, sending: Sending, now: float) -> None:
         """Note that the caller left, or that the other of two hedged attempts won."""
@@ -494,8 +496,6 @@ class Router:
 
     def hedge(self, sending: Sending, now: float) -> tuple[Site, Lane, float] | None:
         """Where, and after how long, a second attempt may be sent beside one that is slow to begin; None for not."""
-        if not self._retry.hedge:
-            return None
         self._calls += 1
         delay = sending.site.slow_start(stream=sending.call.request.stream)
         if delay is None or self._hedges + 1 > self._retry.hedge * self._calls:
