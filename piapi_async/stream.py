@@ -311,6 +311,7 @@ def _decode(
 ) -> tuple[list[ChatCompletionChunk], bool, APIError | None]:
     """Decode what arrived: the chunks in it, whether the stream has ended, and what is wrong behind the chunks."""
     chunks: list[ChatCompletionChunk] = []
+    decode = decoder.decode
     failure: APIError | None = None
     ready: Iterable[ServerSentEvent]
     try:
@@ -320,8 +321,8 @@ def _decode(
         failure.maybe_billed = True
     try:
         for event in ready:
-            chunk = decoder.decode(event)
-            if chunk == "end":
+            chunk = decode(event)
+            if isinstance(chunk, str):  # "end"
                 return chunks, True, None
             if chunk is not None:
                 chunks.append(chunk)

@@ -150,7 +150,6 @@ class _Body:
 
 _decode_body = msgspec.json.Decoder(_Body).decode
 _decode_chunk = msgspec.json.Decoder(ChatCompletionChunk).decode
-_set = object.__setattr__
 
 # What a JSON engine raises on bad input, on any engine: syntax and types, bad UTF-8 and surrogates, too deep.
 _ENGINE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
@@ -636,7 +635,7 @@ class ChunkDecoder:
             else:
                 # Every field of a chunk may be missing, so this may be an error object or another foreign thing.
                 if chunk.choices or chunk.usage is not None:
-                    _set(chunk, "_data", data)
+                    vars(chunk)["_data"] = data
                     return chunk
         return self._decode_slowly(event)
 
@@ -661,7 +660,7 @@ class ChunkDecoder:
             fields = cast("JSON", {"error": fields})
         _raise_error_object(fields, self._secrets)
         chunk = _structure(_normalise(fields), ChatCompletionChunk, data, self._secrets)
-        _set(chunk, "_data", json.dumps(fields))
+        vars(chunk)["_data"] = json.dumps(fields)
         return chunk
 
     def _join_halves(self, fields: JSON) -> JSON:
