@@ -31,7 +31,6 @@ from piapi_async.errors import (
     StreamTruncatedError,
     UnprocessableEntityError,
 )
-from piapi_async.fanout import FanOut
 from piapi_async.ledger import Ledger
 from piapi_async.models import (
     Attempt,
@@ -55,6 +54,19 @@ from piapi_async.stream import ChatStream, Restarted
 
 if TYPE_CHECKING:
     from piapi_async.batch import BatchQuote, BatchStatus, quote_batch, run_batch
+    from piapi_async.fanout import FanOut
+else:  # out of the sight of type checkers, for whom any name would be there
+
+    def __getattr__(name: str) -> object:
+        """Load what few programs need when it is asked for: `fanout` needs anyio; `batch` SQLite too, and POSIX."""
+        if name == "FanOut":
+            from piapi_async import fanout as module
+        elif name in ("BatchQuote", "BatchStatus", "quote_batch", "run_batch"):
+            from piapi_async import batch as module
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(module, name)
+
 
 __all__ = [
     "APIConnectionError",
@@ -113,14 +125,3 @@ __all__ = [
     "quote_batch",
     "run_batch",
 ]
-
-_BATCH = ("BatchQuote", "BatchStatus", "quote_batch", "run_batch")
-
-
-def __getattr__(name: str) -> object:
-    """Import what few programs need when it is asked for: `batch` brings SQLite along, and needs POSIX."""
-    if name in _BATCH:
-        from piapi_async import batch
-
-        return getattr(batch, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

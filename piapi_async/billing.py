@@ -36,7 +36,7 @@ request (ours, a guess on the high side: no page that we know gives a bound)."""
 _NO_TABLE: Mapping[str, ModelInfo] = MappingProxyType({})
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Bill:
     """What an answer cost.
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import difflib
 import re
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation, localcontext
@@ -218,6 +217,8 @@ def suggest(model: str, prices: Mapping[str, ModelInfo] = _NO_PRICES) -> str | N
     if "/" in model:
         with contextlib.suppress(InvalidRequestError):
             return gizmo_model(model)
+    import difflib  # deferred: few programs get a name wrong
+
     near = difflib.get_close_matches(model.lower(), {**CATALOG, **prices}, n=1)
     return near[0] if near else None
 
@@ -283,7 +284,7 @@ def at_vendor_price(info: ModelInfo) -> ModelInfo | None:
 
 # Scripts written without spaces between words (Thai, Lao, Burmese, Khmer, kana, Han): each character is a word.
 _UNSPACED: Final = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORDS: Final = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
+_WORDS: Final = f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+"
 
 
 def estimate_tokens(text: str) -> int:
@@ -295,13 +296,13 @@ def estimate_tokens(text: str) -> int:
     Returns:
         Tokens; 0 for a text without words.
     """
-    words = sum(1 for _ in _WORDS.finditer(text))
+    words = sum(1 for _ in re.finditer(_WORDS, text))
     return -(-words * 4 // 3)
 
 
 _GIZMO_HOSTS: Final = ("chatgpt.com", "www.chatgpt.com", "chat.openai.com")  # the last one is where GPTs lived first
 # At least six characters: the addresses of ChatGPT's projects look alike, but start with "g-p-".
-_GIZMO_PATH: Final = re.compile(r"/g/(g-[A-Za-z0-9]{6,})(?:-[^/]*)?(?:/.*)?")
+_GIZMO_PATH: Final = r"/g/(g-[A-Za-z0-9]{6,})(?:-[^/]*)?(?:/.*)?"
 
 
 def gizmo_model(url: str) -> str:
@@ -316,7 +317,7 @@ def gizmo_model(url: str) -> str:
     found, known = None, False
     with contextlib.suppress(ValueError):  # urlsplit refuses some broken addresses
         parts = urlsplit(url.strip())
-        found = _GIZMO_PATH.fullmatch(parts.path)
+        found = re.fullmatch(_GIZMO_PATH, parts.path)
         known = parts.scheme in ("http", "https") and parts.hostname in _GIZMO_HOSTS
     if found is None or not known:
         raise InvalidRequestError(

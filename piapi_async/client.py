@@ -11,7 +11,6 @@ capture locals must not show it. That is why `_begin` returns a refusal instead 
 from __future__ import annotations
 
 import asyncio
-import difflib
 import os
 import random
 import ssl as ssl_module
@@ -657,7 +656,7 @@ class Client:
         return completion
 
 
-@attrs.frozen(repr=False)
+@attrs.define(eq=False, repr=False)
 class _Begun:
     """A stream that is open."""
 
@@ -717,5 +716,7 @@ def _check_names(params: ChatParams) -> None:
 
 
 def _unknown_parameter(name: str) -> TypeError:
+    import difflib  # deferred: few programs get a name wrong
+
     near = difflib.get_close_matches(name, [*_PARAMETERS, "model", "deadline"], n=1, cutoff=0)
     return TypeError(f"{name!r} is no parameter; the nearest one is {near[0]!r} (anything else goes into extra_body)")

@@ -18,7 +18,7 @@ from piapi_async.errors import BudgetExceededError
 __all__ = ["Entry", "Ledger"]
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Row:
     """What one provider's model cost so far."""
 

@@ -224,10 +224,10 @@ class Timeout:
 
     def first_event_of(self, model: str) -> float | None:
         """The first-event timer for a model."""
-        return self.first_event_reasoning if _REASONING.match(model) else self.first_event
+        return self.first_event_reasoning if re.match(_REASONING, model) else self.first_event
 
 
-_REASONING = re.compile(r"(.*/)?(o\d|deepseek-r)", re.IGNORECASE)
+_REASONING = r"(?i)(.*/)?(o\d|deepseek-r)"
 
 
 @attrs.frozen
@@ -377,10 +377,8 @@ def _judge(error: APIError, retry: Retry) -> Verdict:
 
 # -- what a provider's headers say about time --------------------------------------------------------------------------
 
-_SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]+)?")
-_DURATION = re.compile(
-    r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m(?!s))?(?:([0-9]{1,6}(?:\.[0-9]+)?)s)?(?:([0-9]{1,9}(?:\.[0-9]+)?)ms)?"
-)
+_SECONDS = r"[0-9]{1,6}(\.[0-9]+)?"
+_DURATION = r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m(?!s))?(?:([0-9]{1,6}(?:\.[0-9]+)?)s)?(?:([0-9]{1,9}(?:\.[0-9]+)?)ms)?"
 _WHAT_IS_LEFT = tuple((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens"))
 
 PAUSE_CAP = 60.0
@@ -392,7 +390,7 @@ def retry_after(headers: Headers) -> float | None:
 
     `retry-after-ms` wins over `Retry-After`; of two copies the longer counts. A date counts from the answer's `Date`.
     """
-    milliseconds = [float(v) / 1000 for v in _values(headers, "retry-after-ms") if _SECONDS.fullmatch(v)]
+    milliseconds = [float(v) / 1000 for v in _values(headers, "retry-after-ms") if re.fullmatch(_SECONDS, v)]
     if milliseconds:
         return max(milliseconds)
     waits = [wait for v in _values(headers, "Retry-After") if (wait := _wait_of(v, headers)) is not None]
@@ -404,7 +402,7 @@ def _values(headers: Headers, name: str) -> list[str]:
 
 
 def _wait_of(value: str, headers: Headers) -> float | None:
-    if _SECONDS.fullmatch(value):
+    if re.fullmatch(_SECONDS, value):
         return float(value)
     until, since = _date(value), _date(headers.get("Date") or "")
     return None if until is None or since is None else max(0.0, until - since)
@@ -436,7 +434,7 @@ def pause(headers: Headers, *, refused: bool = False) -> float:
         # IETF draft, a structured field: "default";r=0;t=30
         fields = [part.strip() for part in item.split(";")]
         if "r=0" in fields:
-            waits += [float(f[2:]) for f in fields if f.startswith("t=") and _SECONDS.fullmatch(f[2:])]
+            waits += [float(f[2:]) for f in fields if f.startswith("t=") and re.fullmatch(_SECONDS, f[2:])]
     longest = max(waits) if waits else 0.0
     if not longest:
         return 0.0
@@ -447,9 +445,9 @@ def pause(headers: Headers, *, refused: bool = False) -> float:
 def _duration(text: str) -> float:
     """`6m0s`, `1s`, `250ms`, or plain seconds; 0 for anything else."""
     text = text.strip()
-    if _SECONDS.fullmatch(text):
+    if re.fullmatch(_SECONDS, text):
         return float(text)
-    match = _DURATION.fullmatch(text)
+    match = re.fullmatch(_DURATION, text)
     hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups()) if match else (0.0,) * 4
     return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
 

@@ -16,9 +16,9 @@ from piapi_async.policy import Limits
 
 __all__ = ["Provider", "check_base_url", "check_headers", "check_keys", "check_proxy", "read_keys"]
 
-_KEY = re.compile(r"[\x21-\x7e]{1,512}")
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
+_KEY = r"[\x21-\x7e]{1,512}"
+_HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_HEADER_VALUE = r"[\t\x20-\x7e]*"
 _OWN_HEADERS = frozenset({"authorization", "content-length", "content-type", "host", "transfer-encoding"})
 
 
@@ -58,7 +58,7 @@ def _key_problem(key: object) -> str:
         return "it is empty; pass the key, or set PIAPI_API_KEY"
     if value.lower().split(maxsplit=1)[0] == "bearer":
         return "it begins with 'Bearer '; pass the key alone"
-    if _KEY.fullmatch(value):
+    if re.fullmatch(_KEY, value):
         return ""
     return (
         "it has a line break, a blank, a control or non-ASCII character, or more than 512 characters; "
@@ -115,13 +115,13 @@ def _split(url: str) -> tuple[SplitResult | None, str]:
     return parts, ""
 
 
-_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*\.?")
+_NAME = r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*\.?"
 
 
 def _is_host(host: str) -> bool:
     """Whether a host is an IP address, or a name that a lookup can be asked for."""
     if ":" not in host and not re.fullmatch(r"[\d.]+", host):
-        return len(host) <= 253 and _NAME.fullmatch(host) is not None
+        return len(host) <= 253 and re.fullmatch(_NAME, host) is not None
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -164,11 +164,11 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
     if not isinstance(cast("object", headers), Mapping):
         raise ConfigurationError(f"headers: a {type(headers).__name__} is not a mapping; pass {{'X-Team': 'blue'}}")
     for name, value in cast("Mapping[object, object]", headers).items():
-        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+        if not isinstance(name, str) or not re.fullmatch(_HEADER_NAME, name):
             raise ConfigurationError("headers: a name is not an HTTP token; pass names like X-Team")
         if name.lower() in _OWN_HEADERS:
             raise ConfigurationError(f"headers: {name} is set by the client itself; leave it out")
-        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+        if not isinstance(value, str) or not re.fullmatch(_HEADER_VALUE, value):
             raise ConfigurationError(f"headers: the value of {name} is not printable ASCII text; pass a str")
     return dict(headers)
 

@@ -233,7 +233,7 @@ class Readable(Protocol):
         ...
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Timers:
     """The waits of one stream.
 

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import cache
 from typing import Any, Literal, NoReturn, TypeAlias, TypeVar, cast, get_args, get_origin
 from urllib.parse import urlsplit
 
@@ -136,7 +137,7 @@ def _given(value: ChatRequest | Message | ToolCall) -> JSON:
 # -- answers: the fast way -------------------------------------------------------------------------------------------
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, eq=False, repr=False)
 class _Body:
     """What of a completion is on the wire; `ChatCompletion` adds what is known beside it."""
 
@@ -219,30 +220,34 @@ def _structure_content(value: object, _: object) -> object:
 
 
 def _object_hook(kind: type[T]) -> Callable[[object, object], T]:
-    structure = make_dict_structure_fn(kind, _answers)
+    structure = make_dict_structure_fn(kind, _answers())
     return lambda value, _: structure(cast("JSON", _strict(value, dict)), kind)
 
 
 def _tuple_hook(kind: Any) -> Callable[[object, object], object]:
     items: Any = list.__class_getitem__(get_args(kind)[0])
-    return lambda value, _: tuple(_answers.structure(_strict(value, list), items))
+    return lambda value, _: tuple(_answers().structure(_strict(value, list), items))
 
 
 def _is_tuple(kind: Any) -> bool:
     return get_origin(kind) is tuple
 
 
-_answers = cattrs.Converter()
-for _kind in (str, int):
-    _answers.register_structure_hook(_kind, _strict)
-_answers.register_structure_hook_factory(attrs.has, _object_hook)
-_answers.register_structure_hook_factory(_is_tuple, _tuple_hook)
-_answers.register_structure_hook_func(lambda kind: kind is object, lambda value, _: value)
-_answers.register_structure_hook(Content, _structure_content)
+@cache
+def _answers() -> cattrs.Converter:
+    """What structures answers; made at first need, as few answers need the tolerant way."""
+    answers = cattrs.Converter()
+    for kind in (str, int):
+        answers.register_structure_hook(kind, _strict)
+    answers.register_structure_hook_factory(attrs.has, _object_hook)
+    answers.register_structure_hook_factory(_is_tuple, _tuple_hook)
+    answers.register_structure_hook_func(lambda kind: kind is object, lambda value, _: value)
+    answers.register_structure_hook(Content, _structure_content)
+    return answers
 
 
 # The closing quote is optional, as a search for one that is missing would begin anew at each quote.
-_BRACKETS = re.compile(r'[\[\]{}]|"(?:[^"\\]+|\\.)*"?', re.DOTALL)
+_BRACKETS = r'(?s)[\[\]{}]|"(?:[^"\\]+|\\.)*"?'
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -273,7 +278,7 @@ def _parse(text: str, secrets: Iterable[Secret]) -> JSON:
 
 def _check_depth(text: str) -> None:
     depth = 0
-    for bracket in _BRACKETS.findall(text):
+    for bracket in re.findall(_BRACKETS, text):
         depth += 1 if bracket in "[{" else -1 if bracket in "]}" else 0
         if depth > MAX_DEPTH:
             raise RecursionError
@@ -390,7 +395,7 @@ def _without_nulls(value: JSON) -> JSON:
 
 def _structure(fields: JSON, kind: type[T], text: str, secrets: Iterable[Secret]) -> T:
     try:
-        return _answers.structure(fields, kind)
+        return _answers().structure(fields, kind)
     except Exception as error:  # cattrs gathers whatever the hooks raise into an exception group
         problem = cattrs.transform_error(error, format_exception=_problem)[0]
     raise _malformed(problem, text, secrets)
