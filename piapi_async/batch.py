@@ -11,24 +11,25 @@ It needs POSIX: a lock that dies with its process.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import stat
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Mapping
 from contextlib import aclosing, closing, contextmanager, suppress
 from decimal import Decimal
 from functools import partial
 from hashlib import blake2b
-from typing import Any, BinaryIO, Literal, TypeAlias, Unpack, cast
+from typing import Any, BinaryIO, Literal, ParamSpec, TypeAlias, TypeVar, Unpack, cast
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 import attrs
 import msgspec
 
-from piapi_async.checkpoint import PIECE, Checkpoint, Note, key_of, make_line
+from piapi_async.checkpoint import NO_SLOT, PIECE, Checkpoint, Note, key_of, make_line
 from piapi_async.client import Client
 from piapi_async.errors import (
     AllProvidersFailedError,
@@ -45,14 +46,17 @@ from piapi_async.models import Attempt, ChatCompletion, ChatParams, ChatRequest,
 
 __all__ = ["BatchQuote", "BatchStatus", "quote_batch", "run_batch"]
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 MAX_LINE = 64 << 20
 """Longest line of the input, 64 MiB: twice the largest request, whose JSON may be written with escapes (ours)."""
 
 FAILURES = 10
 """Failures of one kind in a row that end a run (ours): by then it is no single row's fault."""
 
-GRACE = 4.0
-"""Seconds that requests under way may take when a run is told to stop; with the rest that makes less than 5 (ours)."""
+GRACE = 3.5
+"""Seconds that requests under way may take when a run is told to end; with the rest that makes less than 5 (ours)."""
 
 Item: TypeAlias = "str | Mapping[str, object]"
 """A row of an input that is no file: a prompt, or what a line of a file would hold."""
@@ -325,12 +329,12 @@ class _Reader:
             raise BatchError(f"{where}: custom_id: it is not text; write a string of its own for each row")
         asked = self._defaults | {name: value for name, value in _body(where, fields).items() if value is not None}
         try:
-            content = msgspec.json.encode(asked, order="sorted")
+            content, key = msgspec.json.encode(asked, order="sorted"), key_of(custom_id)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             problem = str(error)
         else:
             request = blake2b(self._salt + content, digest_size=8).hexdigest()
-            return _Row(where, custom_id, key_of(custom_id), request, asked)
+            return _Row(where, custom_id, key, request, asked)
         raise BatchError(f"{where}: it is not JSON ({problem}); correct it")
 
 
@@ -384,28 +388,55 @@ class _File:
 
 
 class _Pipe:
-    """Rows of standard input where it is no file: they are taken as they come."""
+    """Rows of standard input, or of a named pipe: they are taken as they come."""
 
     again = False
 
-    def __init__(self, reader: _Reader) -> None:
+    def __init__(self, name: str, reader: _Reader) -> None:
+        self._name = name
         self._reader = reader
 
     async def rows(self) -> AsyncGenerator[_Row, None]:
         number, rest = 0, b""
-        ended = False
-        while not ended:
-            # Not cancelled by itself: a thread that waits for input is left behind.
-            data = await anyio.to_thread.run_sync(os.read, 0, 1 << 16, abandon_on_cancel=True)
-            ended = not data
-            *lines, rest = (rest + data).split(b"\n") if data else (rest, b"")
-            for line in lines:
-                number += 1
-                row = self._reader.read_line(number, line)
-                if row is not None:
-                    yield row
-            if len(rest) >= MAX_LINE:
-                self._reader.read_line(number + 1, rest)
+        fd = 0 if self._name == "-" else await _in_thread(os.open, self._name, os.O_RDONLY)
+        try:
+            ended = False
+            while not ended:
+                data = await _in_thread(os.read, fd, 1 << 16)
+                ended = not data
+                *lines, rest = (rest + data).split(b"\n") if data else (rest, b"")
+                for line in lines:
+                    number += 1
+                    row = self._reader.read_line(number, line)
+                    if row is not None:
+                        yield row
+                if len(rest) >= MAX_LINE:
+                    self._reader.read_line(number + 1, rest)
+        finally:
+            if fd:
+                os.close(fd)
+
+
+async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Wait for the other end of a pipe, in a thread that keeps neither the run nor the program from ending."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def tell(result: T | None, error: OSError | None) -> None:
+        if not future.done():
+            future.set_result(cast("T", result)) if error is None else future.set_exception(error)
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = function(*args, **kwargs)
+        except OSError as failure:
+            error = failure
+        with suppress(RuntimeError):  # the loop may be closed by now
+            loop.call_soon_threadsafe(tell, result, error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return await future
 
 
 class _Items:
@@ -438,21 +469,27 @@ def _open_input(
             raise BatchError(f"requests: a {type(requests).__name__} is no input; pass a path or an iterable")
         yield _Items(requests, reader)
         return
-    if requests == "-" and not stat.S_ISREG(os.fstat(0).st_mode):
-        yield _Pipe(reader)
-        return
     name = os.fspath(requests)
+    file = _open_file(name)
+    if file is None:
+        yield _Pipe(name, reader)
+        return
+    with file:
+        if output is not None and _is_same(file, output):
+            raise BatchError(f"{name}: it is the file of results too; name another")
+        yield _File(file, reader)
+
+
+def _open_file(name: str) -> BinaryIO | None:
+    """Open a file of requests; None for what is no file that could be read twice."""
     try:
-        file = open(0 if name == "-" else name, "rb", closefd=name != "-")  # noqa: SIM115  # closed below
+        mode = os.stat(0 if name == "-" else name).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode):
+            return None
+        return open(0 if name == "-" else name, "rb", closefd=name != "-")
     except OSError as error:
-        problem = BatchError(f"{name}: it can't be read: {error.strerror}; name a file of requests")
-    else:
-        with file:
-            if output is None or not _is_same(file, output):
-                yield _File(file, reader)
-                return
-        problem = BatchError(f"{name}: it is the file of results too; name another")
-    raise problem
+        problem = f"{name}: it can't be read: {error.strerror}; name a file of requests"
+    raise BatchError(problem)
 
 
 def _is_same(file: BinaryIO, output: str | os.PathLike[str]) -> bool:
@@ -475,7 +512,7 @@ class _Flight:
         scope: What ends it, while nothing was sent.
         asking: Whether the client has it; False while it waits for a part of the budget.
         slot: Where the checkpoint notes that it was sent; None while it was not.
-        at_most: US dollars that a request for it may cost, where there is a budget.
+        at_most: US dollars that a request for it may cost, as far as that is known.
     """
 
     row: _Row
@@ -520,11 +557,9 @@ class _Run:
         """Close the files at the end; a full disk is an error unless there is a worse one."""
         try:
             yield
-        except BaseException as error:
+        except BaseException:
             with suppress(BatchError):
                 self._checkpoint.close()
-            if isinstance(error, BatchError):
-                error.unsaved = tuple(self._checkpoint.unsaved)
             raise
         self._checkpoint.close()
 
@@ -549,6 +584,8 @@ class _Run:
     async def send(self, width: int, deadline: float | None, ending: anyio.Event, grace: float) -> None:
         """Ask all rows that have no result, until there is none or the run is halted."""
         failure: Exception | None = None
+        if ending.is_set():
+            self._halt("interrupted")
         self._tell()
         async with anyio.create_task_group() as group:
             group.start_soon(self._halt_on, ending, grace)
@@ -633,8 +670,7 @@ class _Run:
         outcome: ChatCompletion | Exception | None
         try:
             request = _make_request(flight.row.fields)
-            if self._client.ledger.budget is not None:
-                flight.at_most = self._client.quote(request).most or Decimal(0)
+            flight.at_most = self._client.quote(request).most or Decimal(0)
         except (InvalidRequestError, TypeError) as error:
             outcome = error
         else:
@@ -669,6 +705,8 @@ class _Run:
         def on_send() -> None:
             if flight.slot is None:
                 flight.slot = self._checkpoint.begin(row.key, row.custom_id, flight.at_most)
+                if self._checkpoint.is_full:
+                    self._halt("disk")
 
         left = self._deadline - anyio.current_time()
         deadline = max(left, 1e-3) if left < float("inf") else None
@@ -723,8 +761,11 @@ class _Run:
 
     def _let_go(self, flight: _Flight, error: Exception) -> None:
         """Leave a row to be done; that it was sent stays on record if it was maybe billed."""
-        if flight.slot is not None and not _is_maybe_billed(error):
-            self._checkpoint.end(flight.slot)
+        if flight.slot is not None:
+            if _is_maybe_billed(error):
+                self._checkpoint.leave(flight.slot)
+            else:
+                self._checkpoint.take_back(flight.slot)
             flight.slot = None
 
     def _flush(self) -> None:
@@ -738,10 +779,8 @@ class _Run:
         self._save(flight, line)
 
     def _save(self, flight: _Flight, line: bytes) -> None:
-        self._checkpoint.save(line)
-        if flight.slot is not None:
-            self._checkpoint.end(flight.slot)
-            flight.slot = None
+        self._checkpoint.save(line, NO_SLOT if flight.slot is None else flight.slot)
+        flight.slot = None
         if self._checkpoint.is_full:
             self._halt("disk")
 
@@ -771,7 +810,7 @@ class _Run:
             key=flight.row.key,
             request=flight.row.request,
             model=str(flight.row.fields.get("model")),
-            unknown=_digits(unknown - self._checkpoint.unknown_without(flight.row.key)),
+            unknown=_digits(unknown - self._checkpoint.unknown_left(flight.row.key)),
             elapsed=anyio.current_time() - flight.began,
             finished=time.time(),
         )

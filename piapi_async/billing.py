@@ -172,7 +172,7 @@ class Billing:
             )
         return cost(info, prompt, answer * (request.n or 1))
 
-    def quote(self, request: ChatRequest, model: str, providers: Iterable[Provider]) -> Quote:
+    def quote(self, request: ChatRequest, model: str, providers: tuple[Provider, ...]) -> Quote:
         """Tell what a call would cost.
 
         Raises:

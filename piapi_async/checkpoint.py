@@ -10,6 +10,7 @@ The ids of a million rows would fill the memory; they are in a temporary databas
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -28,7 +29,7 @@ import msgspec
 
 from piapi_async.errors import BatchError
 
-__all__ = ["Checkpoint", "Note", "key_of", "make_line", "read_notes"]
+__all__ = ["NO_SLOT", "Checkpoint", "Note", "key_of", "make_line", "read_notes"]
 
 FORMAT = 1
 """Version of a line's note. A higher one is refused, as what it means is not known here."""
@@ -124,7 +125,7 @@ def make_line(custom_id: str, response: object, error: object, note: Note) -> by
 def _note_in(line: bytes) -> bytes | None:
     """The JSON of a line's note; None if the line is not whole."""
     head = line[:-_TAIL]
-    if line[-12:] != b'%08x"}}\n' % zlib.crc32(head):
+    if line[-_TAIL:] != b',"crc":"%08x"}}\n' % zlib.crc32(head):
         return None
     return line[head.rfind(_MARK) + len(_MARK) : -2]
 
@@ -141,6 +142,17 @@ def read_notes(path: str | os.PathLike[str]) -> Iterator[Note]:
             note = _note_in(line)
             if note is not None:
                 yield _decode_note(note)
+
+
+def _is_cut(line: bytes) -> bool:
+    """Tell whether a line may be the beginning of one of ours; whole JSON without a note is another's."""
+    if not line.startswith(_START[: len(line)]):
+        return False
+    try:
+        msgspec.json.decode(line)
+    except (ValueError, RecursionError):
+        return True
+    return _MARK in line
 
 
 def _version(line: bytes) -> int:
@@ -205,7 +217,7 @@ class _Entry:
 
     key: str
     custom_id: str
-    at_most: str
+    at_most: Decimal
 
 
 class _UnderWay:
@@ -215,6 +227,13 @@ class _UnderWay:
         self._path = path
         self._fd = _open(path, os.O_RDWR | os.O_CREAT)
         self._slots: dict[int, _Entry] = {}
+        try:
+            self._begin(room)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _begin(self, room: int) -> None:
         content = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
         for at in range(0, len(content), SLOT):
             try:
@@ -222,36 +241,54 @@ class _UnderWay:
             except msgspec.DecodeError:
                 continue  # empty
         # Room is made now, so that a disk that fills up later does not fail the note of what is sent.
-        count = max(room + len(self._slots), len(content) // SLOT)
-        self._free = [slot for slot in range(count) if slot not in self._slots]
+        self._count = max(room + len(self._slots), -(-len(content) // SLOT))
+        self._free = [slot for slot in range(self._count) if slot not in self._slots]
         for slot in self._free:
             self._write(slot, b"")
         self.left = {entry.key: (slot, entry) for slot, entry in self._slots.items()}
 
     @property
-    def sent(self) -> tuple[str, ...]:
-        return tuple(entry.custom_id for entry in self._slots.values())
+    def sent(self) -> Mapping[int, _Entry]:
+        return self._slots
 
     def begin(self, key: str, custom_id: str, at_most: Decimal) -> int:
         if key in self.left:
             slot, before = self.left[key]
-            at_most += Decimal(before.at_most)
+            at_most += before.at_most
+        elif self._free:
+            slot = self._free.pop()
         else:
-            slot = self._free.pop() if self._free else len(self._slots)
-        entry = _Entry(key, custom_id, f"{at_most:f}")
-        if len(content := msgspec.json.encode(entry)) >= SLOT:
-            content = msgspec.json.encode(attrs.evolve(entry, custom_id=f"{custom_id[:24]}…"))
-        self._slots[slot] = entry
-        self._write(slot, content)
+            slot = self._count
+            self._count += 1
+        self._note(slot, _Entry(key, custom_id, at_most))
         return slot
 
     def end(self, slot: int) -> None:
         self.left.pop(self._slots.pop(slot).key, None)
-        self._write(slot, b"")
         self._free.append(slot)
+        self._write(slot, b"")
+
+    def take_back(self, slot: int) -> None:
+        """Forget what this run sent; what earlier ones sent stays."""
+        before = self.left.get(self._slots[slot].key)
+        if before is None:
+            self.end(slot)
+        else:
+            self._note(*before)
+
+    def leave(self, slot: int) -> None:
+        entry = self._slots[slot]
+        self.left[entry.key] = slot, entry
+
+    def _note(self, slot: int, entry: _Entry) -> None:
+        if len(content := msgspec.json.encode(entry)) >= SLOT:
+            content = msgspec.json.encode(attrs.evolve(entry, custom_id=f"{entry.custom_id[:24]}…"))
+        self._write(slot, content)
+        self._slots[slot] = entry
 
     def _write(self, slot: int, content: bytes) -> None:
-        os.pwrite(self._fd, content.ljust(SLOT - 1) + b"\n", slot * SLOT)
+        if os.pwrite(self._fd, content.ljust(SLOT - 1) + b"\n", slot * SLOT) < SLOT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         if not self._slots:
@@ -282,7 +319,6 @@ class Checkpoint:
         broken: Lines that were broken, and taken away.
         spent: US dollars that the answers cost.
         unknown: US dollars that requests whose bill is unknown may have cost beside.
-        unsaved: Lines that could not be written.
     """
 
     def __init__(
@@ -303,9 +339,10 @@ class Checkpoint:
         self.done = self.failed = self.broken = 0
         self.torn = False
         self.spent = Decimal(0)
-        self.unsaved: list[bytes] = []
+        self._unsaved: list[tuple[bytes, int]] = []
         self._problem: OSError | None = None
         self._repair: _Repair | None = None
+        self._fd = -1
         try:
             self._fd = self._look() if read_only else os.dup(1) if self._path == Path("-") else self._lock()
             self._regular = stat.S_ISREG(os.fstat(self._fd).st_mode) and self._path != Path("-")
@@ -315,6 +352,7 @@ class Checkpoint:
             problem = _explain(self._path, error)
         else:
             return
+        self._let_files_go()
         raise problem
 
     def _look(self) -> int:
@@ -397,7 +435,7 @@ class Checkpoint:
             if self._repair is None and not self._read_only:
                 self._repair = _Repair(self._path, self._fd, self._size)
         else:
-            if not self._size and not line.startswith(_START[: len(line)]):
+            if not self._size and not _is_cut(line):
                 raise self._foreign()
             self.torn = True
             if self._repair is None and not self._read_only:
@@ -437,7 +475,7 @@ class Checkpoint:
         for key, (slot, _) in list(under_way.left.items()):
             if self._ids.request_of(key) is not None:
                 under_way.end(slot)
-        self.unknown += sum((Decimal(entry.at_most) for _, entry in under_way.left.values()), Decimal(0))
+        self.unknown += sum((entry.at_most for _, entry in under_way.left.values()), Decimal(0))
 
     @property
     def maybe_billed(self) -> tuple[str, ...]:
@@ -447,15 +485,21 @@ class Checkpoint:
     @property
     def sent(self) -> tuple[str, ...]:
         """Ids of the rows that were sent, by this run or an earlier one, and that have no result."""
-        return () if self._under_way is None else self._under_way.sent
+        if self._under_way is None:
+            return ()
+        unsaved = {slot for _, slot in self._unsaved}
+        return tuple(entry.custom_id for slot, entry in self._under_way.sent.items() if slot not in unsaved)
 
-    def unknown_without(self, key: str) -> Decimal:
-        """The part of `unknown` for other rows that have no result yet: no line tells of it, but what is under way."""
+    @property
+    def unsaved(self) -> tuple[bytes, ...]:
+        """Lines that could not be written."""
+        return tuple(line for line, _ in self._unsaved)
+
+    def unknown_left(self, key: str) -> Decimal:
+        """US dollars that requests may have cost which were left for other rows: no line tells of them, but a slot."""
         if self._under_way is None:
             return Decimal(0)
-        return sum(
-            (Decimal(entry.at_most) for other, (_, entry) in self._under_way.left.items() if other != key), Decimal(0)
-        )
+        return sum((entry.at_most for other, (_, entry) in self._under_way.left.items() if other != key), Decimal(0))
 
     # -- the input ---------------------------------------------------------------------------------------------------
 
@@ -495,17 +539,22 @@ class Checkpoint:
     # -- the run -----------------------------------------------------------------------------------------------------
 
     def begin(self, key: str, custom_id: str, at_most: Decimal) -> int:
-        """Note that a request is about to be sent, and return the slot to be given back by `end`."""
+        """Note that a request is about to be sent, and return its slot."""
         if self._under_way is not None:
             with self._noting_problems():
                 return self._under_way.begin(key, custom_id, at_most)
         return NO_SLOT
 
-    def end(self, slot: int) -> None:
-        """Note that a request has its result, or was not billed."""
+    def take_back(self, slot: int) -> None:
+        """Note that a request was not billed, and that its row is yet to be done."""
         if self._under_way is not None and slot != NO_SLOT:
             with self._noting_problems():
-                self._under_way.end(slot)
+                self._under_way.take_back(slot)
+
+    def leave(self, slot: int) -> None:
+        """Leave a request on record that may have been billed, and whose row is yet to be done."""
+        if self._under_way is not None and slot != NO_SLOT:
+            self._under_way.leave(slot)
 
     @contextmanager
     def _noting_problems(self) -> Generator[None]:
@@ -519,13 +568,16 @@ class Checkpoint:
         """Whether a result could not be written."""
         return self._problem is not None
 
-    def save(self, line: bytes) -> None:
-        """Append a result; what can't be written is kept, here and from then on."""
+    def save(self, line: bytes, slot: int = NO_SLOT) -> None:
+        """Append a result, and give its slot back; what can't be written is kept, here and from then on."""
         if self._problem is None:
             with self._noting_problems():
                 self._append(line)
-                return
-        self.unsaved.append(line)
+        if self._problem is not None:
+            self._unsaved.append((line, slot))
+        elif self._under_way is not None and slot != NO_SLOT:
+            with self._noting_problems():
+                self._under_way.end(slot)
 
     def _append(self, line: bytes) -> None:
         try:
@@ -546,18 +598,22 @@ class Checkpoint:
         """
         try:
             if self._problem is not None and self._regular:
-                unsaved, self.unsaved, self._problem = self.unsaved, [], None
-                for line in unsaved:
-                    self.save(line)
+                unsaved, self._unsaved, self._problem = self._unsaved, [], None
+                for line, slot in unsaved:
+                    self.save(line, slot)
         finally:
-            if self._under_way is not None:
-                self._under_way.close()
-            self._ids.close()
-            os.close(self._fd)
+            self._let_files_go()
         if self._problem is not None:
             error = _explain(self._path, self._problem)
-            error.unsaved = tuple(self.unsaved)
+            error.unsaved = self.unsaved
             raise error
+
+    def _let_files_go(self) -> None:
+        if self._under_way is not None:
+            self._under_way.close()
+        self._ids.close()
+        if self._fd >= 0:
+            os.close(self._fd)
 
 
 class _Repair:

@@ -22,16 +22,27 @@ PROGRAMS = [text for language, text in BLOCKS if language == "python"]
 def test_every_block_is_run_here_or_by_the_continuous_integration() -> None:
     commands = [text.strip() for language, text in BLOCKS if language == "sh"]
     form = "python3 -m venv .venv && .venv/bin/pip install -e '.[{}]' && .venv/bin/{}"
-    assert commands == [form.format("cli", "piapi-async demo"), form.format("test", "pytest")]
+    assert commands[:2] == [form.format("cli", "piapi-async demo"), form.format("test", "pytest")]
+    assert len(commands) == 3  # the third one is run here
     assert {language for language, _ in BLOCKS} == {"sh", "python"}
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=[str(i) for i in range(len(PROGRAMS))])
-async def test_program(program: str, piapi_server: LocalServer) -> None:
-    settings = {"PIAPI_API_KEY": piapi_server.api_key, "PIAPI_BASE_URL": piapi_server.base_url}
-    done = await anyio.run_process(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", program], env={**os.environ, **settings}, check=False
-    )
+async def run(command: list[str], server: LocalServer, folder: Path) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    settings = {"PIAPI_API_KEY": server.api_key, "PIAPI_BASE_URL": server.base_url, "PATH": path}
+    done = await anyio.run_process(command, env={**os.environ, **settings}, cwd=folder, check=False)
     assert done.stderr.decode() == ""
     assert done.returncode == 0
-    assert done.stdout
+    return done.stdout.decode()
+
+
+async def test_batch(piapi_server: LocalServer, tmp_path: Path) -> None:
+    tmp_path.joinpath("questions.txt").write_text("Why is the sky blue?\nHow deep is the sea?\n")
+    command = [text for language, text in BLOCKS if language == "sh"][2]
+    assert "2 of 2" in await run(["bash", "-c", command], piapi_server, tmp_path)
+    assert set(os.listdir(tmp_path)) == {"questions.txt", "results.jsonl", "report.html"}
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=[str(i) for i in range(len(PROGRAMS))])
+async def test_program(program: str, piapi_server: LocalServer, tmp_path: Path) -> None:
+    assert await run([sys.executable, "-X", "dev", "-W", "error", "-c", program], piapi_server, tmp_path)

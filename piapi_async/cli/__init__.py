@@ -1,4 +1,4 @@
-"""The commands of ``piapi-async``: ``chat``, ``demo``, ``models``, ``serve``.
+"""The commands of ``piapi-async``: ``batch``, ``chat``, ``demo``, ``models``, ``serve``.
 
 Each command prints its result to standard output, and what went wrong in one sentence to standard error. Where standard
 output is no terminal, the lines are plain: no colours, no progress bar.
@@ -21,12 +21,17 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from rich.text import Text
 
-from piapi_async import Client, Provider
+from piapi_async import Client, Limits, Provider, quote_batch
 from piapi_async.catalog import CATALOG, at_vendor_price, cost, to_dollars
+from piapi_async.cli.batch import INTERRUPTED, print_quotes
+from piapi_async.cli.batch import Job as BatchJob
+from piapi_async.cli.batch import run as run_batch_job
 from piapi_async.cli.demo import CONCURRENCY, QUESTIONS
 from piapi_async.cli.demo import run as run_demo
-from piapi_async.cli.terminal import make_console, make_table, write_tokens
-from piapi_async.errors import ConfigurationError, InvalidRequestError, PiAPIError
+from piapi_async.cli.terminal import make_console, make_error_console, make_table, write_tokens
+from piapi_async.errors import BatchError, ConfigurationError, InvalidRequestError, PiAPIError
+from piapi_async.models import ChatParams
+from piapi_async.report import check_report, write_report
 from piapi_async.testing import LocalServer
 
 DEFAULT_MODEL = "gpt-4o-mini"
@@ -43,6 +48,7 @@ app = App(
 )
 
 _Natural = Parameter(validator=Number(gte=1))
+_Positive = Parameter(validator=Number(gt=0))
 
 
 def run(argv: Sequence[str]) -> int:
@@ -52,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
         argv: The arguments after the program's name.
 
     Returns:
-        The exit status: 0, 1 when an exchange failed, 2 for bad input or a missing key.
+        The exit status: 0, 1 when an exchange failed, 2 for bad input or a missing key, 130 for an interrupted batch.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; everything is closed by then.
@@ -65,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
     except CycloptsError as error:
         return _failed(str(error), 2)
     except PiAPIError as error:
-        return _failed(str(error), 2 if isinstance(error, ConfigurationError | InvalidRequestError) else 1)
+        return _failed(str(error), 2 if isinstance(error, BatchError | ConfigurationError | InvalidRequestError) else 1)
     return status if isinstance(status, int) else 0
 
 
@@ -136,6 +142,86 @@ def _read_backup(backup: str | None) -> list[Provider]:
         return [Provider(name, url, os.environ[BACKUP_KEY])]
     except ConfigurationError as error:
         raise ConfigurationError(f"--backup: {error}") from None
+
+
+@app.command(name="batch")
+async def batch_command(
+    requests: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    output: Annotated[str, Parameter(name=("--output", "-o"), allow_leading_hyphen=True)],
+    model: str | None = None,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    base_url: str | None = None,
+    backup: str | None = None,
+    concurrency: Annotated[int, _Natural] = Limits().concurrency,
+    rpm: Annotated[float | None, _Positive] = None,
+    tpm: Annotated[float | None, _Positive] = None,
+    budget: str | None = None,
+    deadline: Annotated[float | None, _Positive] = None,
+    stream: bool = False,
+    retry_failed: bool = False,
+    stop_after: Annotated[int, Parameter(validator=Number(gte=0))] = 10,
+    dry_run: bool = False,
+    report: str | None = None,
+) -> int:
+    """Ask every row of a file and write each answer down; killed at any moment, it goes on where it ended.
+
+    A row is a line of OpenAI's batch format, or {"prompt": …} or {"messages": […]} with parameters beside; in a text
+    file, a prompt a line. Results are in OpenAI's format, one line each, as they come. The exit status is 0 when every
+    row has its answer, 1 when not, 2 when nothing was sent, 130 after Ctrl-C.
+
+    Args:
+        requests: The file of requests; "-" for standard input.
+        output: The file of results; "-" for standard output, which can't be resumed.
+        model: The model of rows that name none.
+        temperature: How random answers are, 0 to 2, where a row does not say.
+        max_tokens: The longest answer, in tokens, where a row does not say.
+        base_url: Another OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
+        backup: Who answers when that one can't, as NAME=URL, with the key in PIAPI_BACKUP_API_KEY.
+        concurrency: How many rows are under way at once.
+        rpm: Most requests in a minute.
+        tpm: Most tokens in a minute, prompts and answers together.
+        budget: US dollars that the batch may cost at most, earlier runs included.
+        deadline: Seconds for this run; what is not done by then stays to be done.
+        stream: Stream the answers, which tells how soon they begin, and ask for token counts in the streams.
+        retry_failed: Ask again what failed in earlier runs.
+        stop_after: How many failures of one kind, one after the other, end the run; 0 for any number.
+        dry_run: Send nothing; count the rows and tell what they would cost.
+        report: Write a page of pictures about the results here, at the end; needs the extra report.
+    """
+    client = Client(
+        "nothing-is-sent" if dry_run else None,
+        base_url=base_url,
+        model=model,
+        backups=_read_backup(backup),
+        budget=budget,
+        limits=Limits(concurrency, rpm, tpm),
+        stream_usage=stream,
+    )
+    params = ChatParams(temperature=temperature, max_tokens=max_tokens)
+    if dry_run:
+        quotes = await quote_batch(requests, output, client=client, retry_failed=retry_failed, **params)
+        print_quotes(quotes, make_console())
+        return 0
+    if report is not None:
+        if output == "-":
+            raise ConfigurationError("--report: it is made from the file of results; name one by --output.")
+        check_report(report)
+    job = BatchJob(
+        requests=requests,
+        output=output,
+        deadline=deadline,
+        stream=stream,
+        retry_failed=retry_failed,
+        stop_after=stop_after or None,
+        params=params,
+    )
+    status = await run_batch_job(client, job, make_console(), make_error_console())
+    if report is not None and status != INTERRUPTED:
+        write_report(output, report)
+    return status
 
 
 @app.command(name="demo")

@@ -24,6 +24,13 @@ def make_console() -> Console:
     return Console(highlight=False, markup=False, soft_wrap=True, width=_PIPE_WIDTH)
 
 
+def make_error_console() -> Console:
+    """The same on standard error."""
+    if sys.stderr.isatty():
+        return Console(stderr=True, highlight=False, markup=False)
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True, width=_PIPE_WIDTH)
+
+
 def make_table(console: Console) -> Table:
     """An empty table in the commands' style: ruled on a terminal, bare columns elsewhere."""
     if console.is_terminal:

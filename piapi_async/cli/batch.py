@@ -1,0 +1,320 @@
+"""``piapi-async batch``: a file of requests in, a file of results out, and what is seen of it meanwhile.
+
+What is seen goes to standard error, so that results may go to standard output: a line that is written over on a
+terminal, a line now and then elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+
+import anyio
+import attrs
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from piapi_async import BatchError, BatchQuote, BatchStatus, Client, LaneStatistics, run_batch
+from piapi_async.cli.terminal import make_table
+from piapi_async.errors import PiAPIError
+from piapi_async.models import ChatParams
+
+TICK = 0.25
+"""Seconds between two looks of the line on a terminal."""
+
+PLAIN_TICK = 10.0
+"""Seconds between two lines where there is no terminal: a night's log stays readable."""
+
+NAMED = 5
+"""How many ids a message names; the others are counted."""
+
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+STOPPED = {
+    "interrupted": "it was told to end",
+    "deadline": "the deadline came",
+    "budget": "the budget is used up",
+    "failures": "only failures of one kind came, one after the other; --stop-after sets how many end it",
+    "key": "the API key is not accepted",
+    "disk": "the results could not be written; there was room again at the end",
+}
+
+
+@attrs.define(kw_only=True)
+class Job:
+    """A batch as the command line has it. What is not here is `run_batch`'s own.
+
+    Attributes:
+        requests: The file of requests.
+        output: The file of results.
+        deadline: Seconds for the run.
+        stream: Whether to stream the answers.
+        retry_failed: Whether to ask again what failed in earlier runs.
+        stop_after: Failures in a row that end the run; None for any number.
+        params: For rows that don't say otherwise.
+        tick: Seconds between two looks of the line; None for what suits the console.
+    """
+
+    requests: str
+    output: str
+    deadline: float | None = None
+    stream: bool = False
+    retry_failed: bool = False
+    stop_after: int | None = 10
+    params: ChatParams = attrs.field(factory=lambda: ChatParams())
+    tick: float | None = None
+
+
+async def run(client: Client, job: Job, out: Console, err: Console) -> int:
+    """Run a batch, show how it goes, and say at the end what came of it.
+
+    Args:
+        client: Who asks; opened and closed here.
+        job: What to ask.
+        out: Where the summary goes; the results may have it for themselves.
+        err: Where all else goes.
+
+    Returns:
+        The exit status: 0 when every row has its answer, 1 when not, 2 when nothing was sent, 130 when interrupted.
+
+    Raises:
+        BatchError: The batch could not begin.
+    """
+    line = _Line(client, err)
+    ending = anyio.Event()
+    failure: PiAPIError | None = None
+    status: BatchStatus | None = None
+    async with client, anyio.create_task_group() as group:
+        scope = group.cancel_scope
+        with _signals(lambda: _end(line, ending, scope, err)):
+            group.start_soon(line.show, job.tick)
+            try:
+                status = await run_batch(
+                    job.requests,
+                    job.output,
+                    client=client,
+                    deadline=job.deadline,
+                    stream=job.stream,
+                    retry_failed=job.retry_failed,
+                    stop_after=job.stop_after,
+                    ending=ending,
+                    progress=line.note,
+                    **job.params,
+                )
+            except PiAPIError as error:  # not into an exception group
+                failure = error
+        scope.cancel()
+    if failure is not None:
+        return _rescue(failure, line, err)
+    if status is None:
+        return INTERRUPTED  # Ctrl-C before anything was sent, or twice
+    _summarise(status, client, err if job.output == "-" else out)
+    if status.stopped == "interrupted":
+        return INTERRUPTED
+    return int(bool(status.stopped or status.failed or status.pending))
+
+
+@contextmanager
+def _signals(act: Callable[[], None]) -> Generator[None]:
+    """Act on Ctrl-C, and on what ends a service; only the main thread can."""
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    for number in numbers:
+        loop.add_signal_handler(number, act)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _end(line: _Line, ending: anyio.Event, scope: anyio.CancelScope, err: Console) -> None:
+    """The first Ctrl-C lets answers under way come in; where there are none yet, and at the second, it is over."""
+    if line.status is None or ending.is_set():
+        scope.cancel()
+        return
+    ending.set()
+    err.print(f"Ending: what is under way has a few seconds to come in ({line.status.under_way}). Again ends at once.")
+
+
+def _rescue(error: PiAPIError, line: _Line, err: Console) -> int:
+    """Give the caller what was paid for and could not be written."""
+    if line.status is None:
+        raise error
+    unsaved = error.unsaved if isinstance(error, BatchError) else ()
+    sys.stdout.flush()
+    for result in unsaved:
+        sys.stdout.buffer.write(result)
+    sys.stdout.flush()
+    err.print(f"piapi-async: {error}")
+    if unsaved:
+        err.print(
+            f"What could not be written is on standard output: {len(unsaved):,} results, to be added to the file."
+        )
+    return 1
+
+
+# -- while it runs ---------------------------------------------------------------------------------------------------
+
+
+class _Line:
+    """The progress line."""
+
+    def __init__(self, client: Client, console: Console) -> None:
+        self._client = client
+        self._console = console
+        self.status: BatchStatus | None = None
+
+    def note(self, status: BatchStatus) -> None:
+        """Take the status, which is the same object each time, and tell at the start what earlier runs left."""
+        if self.status is None:
+            self.status = status
+            for remark in _remarks(status):
+                self._console.print(remark)
+
+    async def show(self, tick: float | None) -> None:
+        """Show it until cancelled."""
+        if self._console.is_terminal:
+            # Redrawn by this task alone: a thread of rich's own would outlive a loop that hangs.
+            with Live(console=self._console, auto_refresh=False, transient=True) as live:
+                while True:
+                    live.update(Text(self.text(), no_wrap=True, overflow="ellipsis"), refresh=True)
+                    await anyio.sleep(tick or TICK)
+        while True:
+            await anyio.sleep(tick or PLAIN_TICK)
+            self._console.print(self.text())
+
+    def text(self) -> str:
+        """The line as it is now."""
+        if self.status is None:
+            return "reading"
+        return " · ".join(_parts(self.status, self._client.statistics().lanes))
+
+
+def _remarks(status: BatchStatus) -> Iterable[str]:
+    if status.before:
+        yield f"{status.before:,} rows are done already."
+    if status.torn or status.broken:
+        count = status.torn + status.broken
+        yield f"{count:,} broken {'line was' if count == 1 else 'lines were'} taken out of the results; asking again."
+    if status.maybe_billed:
+        yield (
+            f"{_count(len(status.maybe_billed), 'row')} under way when an earlier run ended, and may have been billed; "
+            f"asking again: {_names(status.maybe_billed)}"
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun} was" if number == 1 else f"{number:,} {noun}s were"
+
+
+def _names(ids: Sequence[str]) -> str:
+    rest = f" and {len(ids) - NAMED:,} more" if len(ids) > NAMED else ""
+    return ", ".join(ids[:NAMED]) + rest
+
+
+def _parts(status: BatchStatus, lanes: Iterable[LaneStatistics]) -> Iterable[str]:
+    """What the line says, in 80 columns for most batches."""
+    finished = status.done + status.failed - status.before
+    yield f"{status.done:,} done" if status.total is None else f"{status.done:,} of {status.total:,} done"
+    yield f"{status.failed:,} failed"
+    yield f"{_pace(status):,.0f} tokens/s"
+    yield f"{_dollars(status.spent)}{_projected(status, finished)}"
+    if status.pending and finished:
+        yield f"{_duration(status.pending * status.seconds / finished)} left"
+    yield ", ".join(f"{lane.provider} {_health(lane)}" for lane in lanes)
+
+
+def _pace(status: BatchStatus) -> float:
+    """Tokens a second, of this run."""
+    return status.tokens / status.seconds if status.seconds else 0.0
+
+
+def _projected(status: BatchStatus, finished: int) -> str:
+    """What it will cost in all, if the rest costs as much a row as those before."""
+    if not status.pending or not finished or not status.done:
+        return ""
+    return f" of ~{_dollars(status.spent + status.spent / status.done * status.pending)}"
+
+
+def _health(lane: LaneStatistics) -> str:
+    if "open" in lane.breakers.values():
+        return "down"
+    if lane.pause > 0:
+        return f"pauses {_duration(lane.pause)}"
+    return "on trial" if "half-open" in lane.breakers.values() else "ok"
+
+
+def _dollars(amount: Decimal) -> str:
+    """Cents, and of a few cents the digits that count."""
+    return f"${amount:,.2f}" if amount >= Decimal("0.1") or not amount else f"${amount:.4f}"
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    return f"{whole // 60:,} min" if whole < 7200 else f"{whole / 3600:,.1f} h"
+
+
+# -- at the end ------------------------------------------------------------------------------------------------------
+
+
+def _summarise(status: BatchStatus, client: Client, console: Console) -> None:
+    table = make_table(console)
+    table.show_header = False
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    for row in _rows(status, client):
+        table.add_row(*row)
+    console.print(table)
+
+
+def _rows(status: BatchStatus, client: Client) -> Iterable[tuple[str, str, str]]:
+    of = "" if status.total is None else f" of {status.total:,}"
+    yield "answered", f"{status.done:,}{of}", f"{status.before:,} rows were finished before" if status.before else ""
+    yield "failed", f"{status.failed:,}", "--retry-failed asks them again" if status.failed else ""
+    if status.stopped:
+        pending = "some" if status.pending is None else f"{status.pending:,}"
+        yield "to be done", pending, f"{STOPPED[status.stopped]}; run it again to go on"
+    if status.error is not None:
+        yield "last error", "", str(status.error)
+    if status.cut:
+        yield "maybe billed", f"{len(status.cut):,}", f"sent, no answer: {_names(status.cut)}"
+    yield "cost", _dollars(status.spent), f"{_dollars(client.ledger.saved)} less than at the vendors' own prices"
+    if status.unknown:
+        yield "unknown bills", _dollars(status.unknown), "at most, for requests that failed"
+    yield "tokens a second", f"{_pace(status):,.0f}", ""
+    yield "time", _duration(status.seconds), ""
+
+
+def print_quotes(quotes: Sequence[BatchQuote], console: Console) -> None:
+    """Print what a batch would cost."""
+    table = make_table(console)
+    for heading in ("model", "rows", "tokens in", "at least $", "at most $", "refused"):
+        table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
+    for quote in quotes:
+        table.add_row(
+            quote.model,
+            f"{quote.rows:,}",
+            f"{quote.tokens:,}",
+            "unknown" if quote.least is None else f"{quote.least:,.4f}",
+            "unknown" if quote.most is None else f"{quote.most:,.4f}",
+            f"{quote.refused:,}",
+        )
+    console.print(table)
+    rows = sum(quote.rows for quote in quotes)
+    console.print(
+        Text(
+            f"{rows:,} rows to be done. Tokens are estimated; at least: the prompts alone; at most: with the longest "
+            "answers. Nothing was sent.",
+            style="dim",
+        )
+    )

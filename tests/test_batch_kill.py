@@ -1,0 +1,240 @@
+"""`faults.md` K1: a batch that is killed again and again, at random, and loses and doubles nothing.
+
+`PIAPI_KILLS=100 python -m tests.test_batch_kill` prints the table; PIAPI_SEED=… has other kills.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import anyio
+import attrs
+import pytest
+from anyio.abc import Process
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from piapi_async.checkpoint import Checkpoint
+from piapi_async.testing import Delay, LocalServer
+from tests.leaks import KEY
+
+pytestmark = pytest.mark.anyio
+
+KILLS = int(os.environ.get("PIAPI_KILLS", "20"))
+SEED = int(os.environ.get("PIAPI_SEED", "2026"))
+CONCURRENCY = 16
+ROWS_A_KILL = 45
+"""Rows that a kill uses up at most; so there are always some left for the next."""
+
+# It has imported all when it forks, so that a run costs milliseconds, and a hundred kills do not take minutes.
+NURSERY = """
+import asyncio, os, sys
+from piapi_async import Client, run_batch
+import piapi_async.fanout
+
+async def run(number):
+    client = Client(KEY, base_url=BASE_URL, model="gpt-4o-mini", headers={"X-Run": number})
+    async with client:
+        await run_batch(REQUESTS, OUTPUT, client=client, concurrency=CONCURRENCY)
+
+KEY, BASE_URL, REQUESTS, OUTPUT, CONCURRENCY = *sys.argv[1:5], int(sys.argv[5])
+for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            asyncio.run(run(line.strip()))
+            status = 0
+        finally:
+            os._exit(status)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@attrs.frozen
+class Kill:
+    """One run, and what it left when it was killed.
+
+    Attributes:
+        number: Counts the runs from 0.
+        finished: Ids of the rows that have a result by then.
+        maybe_billed: Ids that the next run would report as maybe billed.
+        torn: Whether the last line was cut.
+    """
+
+    number: int
+    finished: frozenset[str]
+    maybe_billed: frozenset[str]
+    torn: bool
+
+
+@attrs.frozen
+class Outcome:
+    """All runs, and what the server saw of them.
+
+    Attributes:
+        kills: One an interrupted run.
+        sent: Ids that the server received, by run.
+        lines: The records at the end, in the order of the file.
+        rows: How many there are to be.
+    """
+
+    kills: list[Kill]
+    sent: list[Counter[str]]
+    lines: list[dict[str, Any]]
+    rows: int
+
+    def unanswered(self, kill: Kill) -> set[str]:
+        """Ids that this run had sent, and that had no result when it was killed."""
+        return set(self.sent[kill.number]) - kill.finished
+
+    def table(self) -> str:
+        """Figures of each kill, and their sums."""
+        lines = ["  kill  results     sent  re-sent  in flight  maybe billed"]
+        finished, before, known = 0, set[str](), set[str]()
+        sums = [0, 0, 0, 0, 0]
+        for kill in self.kills:
+            ids = set(self.sent[kill.number])
+            left = self.unanswered(kill)
+            figures = [len(kill.finished) - finished, len(ids), len(ids & before), len(left), len(kill.maybe_billed)]
+            lines.append("{:6}{:9}{:9}{:9}{:11}{:14}".format(kill.number + 1, *figures))
+            sums = [a + b for a, b in zip(sums, figures, strict=True)]
+            finished, before, known = len(kill.finished), before | ids, known | left
+        last = set(self.sent[len(self.kills)])
+        figures = [self.rows - finished, len(last), len(last & before), 0, 0]
+        lines.append("{:>6}{:9}{:9}{:9}{:11}{:14}".format("end", *figures))
+        sums = [a + b for a, b in zip(sums, figures, strict=True)]
+        lines.append("{:>6}{:9}{:9}{:9}{:11}{:14}".format("sum", *sums))
+        most = max((len(self.unanswered(kill)) for kill in self.kills), default=0)
+        doubled = len(self.lines) - len({line["custom_id"] for line in self.lines})
+        lost = self.rows - len({line["custom_id"] for line in self.lines})
+        lines.append(
+            f"{len(self.kills)} kills, {self.rows} rows, concurrency {CONCURRENCY}, seed {SEED}: {lost} lost, "
+            f"{doubled} doubled, {sum(sum(run.values()) for run in self.sent) - self.rows} sent again, at most {most} "
+            "in flight at a kill"
+        )
+        return "\n".join(lines)
+
+
+async def kill_again_and_again(directory: Path, kills: int) -> Outcome:
+    """Run a batch that is killed so many times, and then left to end."""
+    dice = random.Random(SEED)
+    rows = kills * ROWS_A_KILL + 50
+    source, out = directory / "in.jsonl", directory / "out.jsonl"
+    lines = [json.dumps({"custom_id": f"id-{n}", "prompt": f"question {n}"}) for n in range(rows)]
+    source.write_text("\n".join(lines))  # noqa: ASYNC240  # a small file of this test
+    found: list[Kill] = []
+    async with LocalServer(
+        api_key=KEY,
+        answer=lambda messages: f"the answer to {messages[-1]['content']}",
+        faults=lambda number, _body: Delay(random.Random(f"{SEED}/{number}").uniform(0, 0.02)),
+    ) as server:
+        arguments = [KEY, server.base_url, str(source), str(out), str(CONCURRENCY)]
+        command = [sys.executable, "-c", NURSERY, *arguments]
+        async with await anyio.open_process(command, stderr=sys.stderr) as nursery:
+            assert nursery.stdout is not None
+            shown = BufferedByteReceiveStream(nursery.stdout)
+            for number in range(kills):
+                with anyio.fail_after(60):
+                    status = await run_once(nursery, shown, server, number, dice)
+                    assert status == -signal.SIGKILL, "it ended before it was killed: there are too few rows"
+                    found.append(look(number, out, directory))
+            with anyio.fail_after(60):
+                assert await run_once(nursery, shown, server, kills, None) == 0
+            nursery.kill()
+        sent: list[Counter[str]] = [Counter() for _ in range(kills + 1)]
+        for request in server.requests:
+            if request.body is not None:  # a request that the kill cut short
+                name = request.body["messages"][0]["content"].replace("question ", "id-")
+                sent[int(request.headers["X-Run"])][name] += 1
+    assert not out.with_name("out.jsonl.inflight").exists()  # noqa: ASYNC240  # as above
+    records = [json.loads(line) for line in out.read_bytes().splitlines()]  # noqa: ASYNC240  # as above
+    return Outcome(found, sent, records, rows)
+
+
+async def run_once(
+    nursery: Process,
+    shown: BufferedByteReceiveStream,
+    server: LocalServer,
+    number: int,
+    dice: random.Random | None,
+) -> int:
+    """One run, killed when the server has received a random number of requests; or left to end, without dice."""
+    assert nursery.stdin is not None
+    before = len(server.requests)
+    await nursery.stdin.send(b"%d\n" % number)
+    pid = int(await shown.receive_until(b"\n", 100))
+    if dice is not None:
+        # Some are killed while they start, before they send.
+        wanted, delay = before + dice.randrange(-5, ROWS_A_KILL - CONCURRENCY), dice.uniform(0, 0.01)
+        while len(server.requests) < wanted:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(delay)
+        os.kill(pid, signal.SIGKILL)
+    return int(await shown.receive_until(b"\n", 100))
+
+
+def look(number: int, out: Path, directory: Path) -> Kill:
+    """What the next run would find, seen in a copy."""
+    finished: list[str] = []
+    copy = directory / "copy" / out.name
+    copy.parent.mkdir(exist_ok=True)
+    for path in copy.parent.iterdir():
+        path.unlink()
+    for path in directory.glob(f"{out.name}*"):
+        shutil.copy(path, copy.parent)
+    found = Checkpoint(copy, room=CONCURRENCY)
+    for _ in found.load():
+        pass
+    found.close()
+    assert found.broken == 0
+    for line in copy.read_bytes().splitlines():
+        finished.append(json.loads(line)["custom_id"])
+    assert len(set(finished)) == len(finished) == found.done
+    return Kill(number, frozenset(finished), frozenset(found.maybe_billed), found.torn)
+
+
+async def test_K1_killed_again_and_again(tmp_path: Path) -> None:
+    outcome = await kill_again_and_again(tmp_path, KILLS)
+    sys.stdout.write(f"\n{outcome.table()}\n")
+    check(outcome)
+
+
+def check(outcome: Outcome) -> None:
+    """Assert what is promised: each id once, with its own answer; little sent again, all of it known."""
+    answers = {
+        line["custom_id"]: line["response"]["body"]["choices"][0]["message"]["content"] for line in outcome.lines
+    }
+    assert len(outcome.lines) == outcome.rows == len(answers)
+    assert answers == {f"id-{n}": f"the answer to question {n}" for n in range(outcome.rows)}
+    left = set[str]()
+    earlier = frozenset[str]()
+    for kill in outcome.kills:
+        assert earlier <= kill.finished  # what was there stays
+        assert not set(outcome.sent[kill.number]) & earlier  # and is not asked again
+        assert len(outcome.unanswered(kill)) <= CONCURRENCY
+        left = (left | outcome.unanswered(kill)) - kill.finished
+        assert left <= kill.maybe_billed
+        assert not kill.maybe_billed & kill.finished
+        earlier = kill.finished
+    again = sum(sum(run.values()) for run in outcome.sent) - outcome.rows
+    assert again == sum(len(outcome.unanswered(kill)) for kill in outcome.kills)
+    assert again <= CONCURRENCY * len(outcome.kills)
+    assert any(outcome.unanswered(kill) for kill in outcome.kills)  # they did fall into the midst of it
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        result = asyncio.run(kill_again_and_again(Path(name), int(os.environ.get("PIAPI_KILLS", "100"))))
+    sys.stdout.write(f"{result.table()}\n")
+    check(result)

@@ -1,0 +1,347 @@
+"""``piapi-async batch``: what it prints, how it ends. The batch itself is tested in `test_batch`."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+from rich.console import Console
+
+from piapi_async import BatchQuote, BatchStatus, Client, LaneStatistics
+from piapi_async.__main__ import main
+from piapi_async.cli.batch import Job, _dollars, _duration, _end, _health, _Line, _remarks, print_quotes, run
+from piapi_async.testing import Delay, LocalServer, Status
+
+pytestmark = pytest.mark.anyio
+
+KEY = "sk-local-test-key"
+COMMAND = (sys.executable, "-X", "dev", "-W", "error", "-m", "piapi_async", "batch")
+PATIENCE = 30  # seconds for a process to do anything at all on a busy machine
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PIAPI_API_KEY", KEY)
+    monkeypatch.chdir(tmp_path)
+    for name in ("PIAPI_BASE_URL", "FORCE_COLOR", "NO_COLOR", "COLUMNS", "TTY_COMPATIBLE", "PYTHONWARNINGS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def write(count: int, **body: object) -> str:
+    """Write a file of requests in OpenAI's format."""
+    rows = (
+        {
+            "custom_id": f"row {i}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": f"Say {i}."}], **body},
+        }
+        for i in range(count)
+    )
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return "in.jsonl"
+
+
+def results(name: str = "out.jsonl") -> dict[str, dict[str, object]]:
+    lines = [json.loads(line) for line in Path(name).read_text().splitlines()]
+    assert len({line["custom_id"] for line in lines}) == len(lines)
+    return {line["custom_id"]: line for line in lines}
+
+
+def exists(name: str) -> bool:
+    return Path(name).exists()
+
+
+async def in_thread(*argv: str) -> int:
+    """Run the command beside the test's own loop, in which its server runs."""
+    return await anyio.to_thread.run_sync(main, ("batch", *argv))
+
+
+def started(
+    *argv: str, stdin: str = os.devnull, preexec_fn: Callable[[], None] | None = None
+) -> subprocess.Popen[bytes]:
+    """The command in its own process; on leaving the block it is waited for."""
+    pipe = subprocess.PIPE
+    with open(stdin, "rb") as file:
+        return subprocess.Popen((*COMMAND, *argv), stdin=file, stdout=pipe, stderr=pipe, preexec_fn=preexec_fn)
+
+
+# -- the whole command -----------------------------------------------------------------------------------------------
+
+
+async def test_all_done_and_again(capsys: pytest.CaptureFixture[str]) -> None:
+    async with LocalServer() as server:
+        argv = (write(30), "-o", "out.jsonl", "--base-url", server.base_url)
+        assert await in_thread(*argv) == 0
+        out, err = capsys.readouterr()
+        assert "30 of 30" in out
+        assert err == ""
+        assert await in_thread(*argv) == 0
+        assert len(server.requests) == 30
+    assert "30 rows are done already." in capsys.readouterr().err
+    assert len(results()) == 30
+
+
+async def test_some_failed_and_are_asked_again(capsys: pytest.CaptureFixture[str]) -> None:
+    sick = True
+
+    def poison(number: int, body: object) -> Status | None:
+        return Status(400) if sick and "Say 3." in str(body) else None
+
+    async with LocalServer(faults=poison) as server:
+        argv = (write(6), "-o", "out.jsonl", "--base-url", server.base_url, "--concurrency", "1")
+        assert await in_thread(*argv) == 1
+        assert "--retry-failed" in capsys.readouterr().out
+        assert results()["row 3"]["error"] is not None
+        sick = False
+        assert await in_thread(*argv, "--retry-failed", "--stream") == 0
+    assert results()["row 3"]["error"] is None
+
+
+async def test_a_bad_key_ends_it(capsys: pytest.CaptureFixture[str]) -> None:
+    async with LocalServer(api_key="sk-another-key") as server:
+        argv = (write(40), "-o", "out.jsonl", "--base-url", server.base_url, "--concurrency", "2")
+        assert await in_thread(*argv) == 1
+    out, _ = capsys.readouterr()
+    assert "the API key is not accepted" in out
+    assert "401" in out
+    assert results() == {}
+
+
+async def test_what_it_would_cost(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIAPI_API_KEY")
+    assert await in_thread(write(3, max_tokens=10), "-o", "out.jsonl", "--dry-run") == 0
+    out, err = capsys.readouterr()
+    assert "gpt-4o-mini" in out
+    assert "3 rows to be done" in out
+    assert err == ""
+    assert os.listdir() == ["in.jsonl"]
+
+
+async def test_results_on_standard_output() -> None:
+    async with LocalServer() as server:
+        with started("-", "-o", "-", "--base-url", server.base_url, stdin=write(5)) as process:
+            out, err = await anyio.to_thread.run_sync(partial(process.communicate, timeout=PATIENCE))
+    assert process.returncode == 0
+    assert {json.loads(line)["custom_id"] for line in out.splitlines()} == {f"row {i}" for i in range(5)}
+    assert b"5 of 5" in err
+
+
+async def test_lines_where_there_is_no_terminal_and_one_where_there_is() -> None:
+    for terminal in (False, True):
+        screen = io.StringIO()
+        console = Console(file=screen, force_terminal=terminal, width=200, highlight=False, soft_wrap=not terminal)
+        async with LocalServer(faults=lambda number, body: Delay(0.1) if number == 5 else None) as server:
+            client = Client(KEY, base_url=server.base_url)
+            job = Job(requests=write(6), output=f"out-{terminal}.jsonl", tick=0.001)
+            assert await run(client, job, console, console) == 0
+        assert "5 of 6 done · 0 failed" in screen.getvalue()
+        assert "piapi ok" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (("missing.jsonl", "-o", "out.jsonl"), "missing.jsonl"),
+        (("in.jsonl", "-o", "nowhere/out.jsonl"), "nowhere/out.jsonl"),
+        (("in.jsonl", "-o", "in.jsonl"), "in.jsonl"),
+        (("in.jsonl", "-o", "."), "directory"),
+        (("in.jsonl",), "output"),
+        (("in.jsonl", "-o", "out.jsonl", "--budget", "many"), "budget"),
+        (("in.jsonl", "-o", "out.jsonl", "--concurrency", "0"), "concurrency"),
+        (("in.jsonl", "-o", "out.jsonl", "--stop-after", "-1"), "stop-after"),
+        (("in.jsonl", "-o", "out.jsonl", "--backup", "other"), "--backup"),
+        (("in.jsonl", "-o", "-", "--report", "report.html"), "--report"),
+        (("in.jsonl", "-o", "out.jsonl", "--report", "nowhere/report.html"), "nowhere/report.html"),
+    ],
+)
+def test_bad_input_is_one_sentence(argv: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write(1)
+    assert main(("batch", *argv)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("piapi-async: ")
+    assert err.count("\n") == 1
+    assert named in err
+
+
+async def test_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    async with LocalServer() as server:
+        argv = (write(5), "-o", "out.jsonl", "--base-url", server.base_url, "--report", "report.html")
+        assert await in_thread(*argv) == 0
+    assert exists("report.html")
+
+
+# -- how it ends -----------------------------------------------------------------------------------------------------
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(PATIENCE):
+        while not condition():
+            await anyio.sleep(0.01)
+
+
+async def ended(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
+    out, err = await anyio.to_thread.run_sync(partial(process.communicate, timeout=PATIENCE))
+    return process.returncode, out.decode(), err.decode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_what_is_under_way_comes_in(number: signal.Signals) -> None:
+    async with LocalServer(faults=lambda number, body: Delay(0.5)) as server:
+        with started(write(50), "-o", "out.jsonl", "--base-url", server.base_url, "--concurrency", "4") as process:
+            await until(lambda: len(server.requests) == 4)
+            process.send_signal(number)
+            status, out, err = await ended(process)
+    assert status == 130
+    assert "Ending" in err
+    assert len(results()) == len(server.requests)
+    assert "to be done" in out
+    assert not exists("out.jsonl.inflight")
+
+
+async def test_the_second_ctrl_c_ends_it_now() -> None:
+    async with LocalServer(faults=lambda number, body: Delay(60)) as server:
+        with started(write(50), "-o", "out.jsonl", "--base-url", server.base_url, "--concurrency", "4") as process:
+            await until(lambda: len(server.requests) == 4)
+            process.send_signal(signal.SIGINT)
+            assert process.stderr is not None
+            assert b"Ending" in await anyio.to_thread.run_sync(process.stderr.readline)
+            process.send_signal(signal.SIGINT)
+            assert await ended(process) == (130, "", "")
+        assert results() == {}
+        with started(write(50), "-o", "out.jsonl", "--base-url", server.base_url) as process:
+            assert process.stderr is not None
+            line = await anyio.to_thread.run_sync(process.stderr.readline)
+            process.kill()
+            await ended(process)
+    assert line.startswith(b"4 rows were under way when an earlier run ended, and may have been billed")
+
+
+async def test_ctrl_c_before_anything_is_sent() -> None:
+    os.mkfifo("in.fifo")
+    async with LocalServer() as server:
+        with started("in.fifo", "-o", "out.jsonl", "--base-url", server.base_url) as process:
+            await until(lambda: exists("out.jsonl.inflight"))
+            await anyio.sleep(0.05)  # for the first look at the input; the end is the same in any case
+            process.send_signal(signal.SIGINT)
+            status, _, _ = await ended(process)
+    assert status == 130
+
+
+async def test_a_full_disk_loses_nothing() -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    async with LocalServer() as server:
+        argv = (write(30), "-o", "out.jsonl", "--base-url", server.base_url, "--concurrency", "4")
+        with started(*argv, preexec_fn=limit) as process:
+            status, out, err = await ended(process)
+    rescued = {json.loads(line)["custom_id"] for line in out.splitlines()}
+    assert status == 1
+    assert "out.jsonl: it can not be written" in err
+    assert rescued
+    assert len(rescued | set(results())) == len(rescued) + len(results()) == len(server.requests) < 30
+
+
+async def test_a_batch_that_breaks_off_later_is_no_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo("in.fifo")
+
+    def feed() -> None:
+        with open("in.fifo", "w") as fifo:
+            fifo.write('{"prompt": "one"}\nwhat is this?\n')
+
+    async with LocalServer() as server, anyio.create_task_group() as group:
+        group.start_soon(anyio.to_thread.run_sync, feed)
+        argv = ("in.fifo", "-o", "out.jsonl", "--base-url", server.base_url, "--model", "gpt-4o")
+        assert await in_thread(*argv) == 1
+    assert "line 2: it is not JSON" in capsys.readouterr().err
+    assert len(results()) == 1
+
+
+def test_ctrl_c_while_it_reads() -> None:
+    async def interrupt() -> None:
+        client = Client(KEY, base_url="http://127.0.0.1:9/v1")
+        console = Console(file=io.StringIO())
+        ending = anyio.Event()
+        with anyio.CancelScope() as scope:
+            _end(_Line(client, console), ending, scope, console)
+            await anyio.sleep_forever()
+        assert not ending.is_set()
+
+    asyncio.run(interrupt())
+
+
+# -- what it says ----------------------------------------------------------------------------------------------------
+
+
+def lane(**state: object) -> LaneStatistics:
+    known: dict[str, object] = {"provider": "piapi", "key": "…", "in_flight": 0, "queued": 0, "bound": 1, "pause": 0.0}
+    return LaneStatistics(**{**known, "breakers": {}, "retries": 1, **state})  # type: ignore[arg-type]  # as named
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({}, "ok"),
+        ({"breakers": {"a": "closed", "b": "open"}}, "down"),
+        ({"breakers": {"a": "half-open"}}, "on trial"),
+        ({"pause": 12.3}, "pauses 12 s"),
+    ],
+)
+def test_the_state_of_a_provider(state: dict[str, object], said: str) -> None:
+    assert _health(lane(**state)) == said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (119, "119 s"), (150, "2 min"), (7199, "119 min"), (9000, "2.5 h")]
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert _duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("amount", "said"), [("0", "$0.00"), ("0.00123", "$0.0012"), ("0.456", "$0.46"), ("12345.6", "$12,345.60")]
+)
+def test_dollars(amount: str, said: str) -> None:
+    assert _dollars(Decimal(amount)) == said
+
+
+def test_what_earlier_runs_left() -> None:
+    status = BatchStatus(before=3, torn=True, broken=1, maybe_billed=tuple("abcdefg"))
+    assert list(_remarks(status)) == [
+        "3 rows are done already.",
+        "2 broken lines were taken out of the results; asking again.",
+        "7 rows were under way when an earlier run ended, and may have been billed; asking again: "
+        "a, b, c, d, e and 2 more",
+    ]
+    assert next(iter(_remarks(BatchStatus(broken=1)))).startswith("1 broken line was")
+    assert "1 row was" in next(iter(_remarks(BatchStatus(maybe_billed=("a",)))))
+
+
+def test_the_line() -> None:
+    line = _Line(Client(KEY), Console(file=io.StringIO()))
+    assert line.text() == "reading"
+    line.note(BatchStatus(total=100, done=40, failed=2, before=10, tokens=3200, seconds=16.0, spent=Decimal("4")))
+    assert line.text() == "40 of 100 done · 2 failed · 200 tokens/s · $4.00 of ~$9.80 · 29 s left · piapi ok"
+    stream = _Line(Client(KEY), Console(file=io.StringIO()))
+    stream.note(BatchStatus(done=1))
+    assert stream.text() == "1 done · 0 failed · 0 tokens/s · $0.00 · piapi ok"
+
+
+def test_a_price_that_is_not_known() -> None:
+    screen = io.StringIO()
+    print_quotes([BatchQuote("mine", 2, 10, None, None, 1)], Console(file=screen, width=120))
+    assert screen.getvalue().count("unknown") == 2
