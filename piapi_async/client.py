@@ -16,7 +16,7 @@ import random
 import ssl as ssl_module
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, cast
@@ -422,22 +422,26 @@ class Client:
         site, lane = self._router.choose(call, call.began)
         while True:
             sending = await self._enter(call, site, lane)
+            begun = None
             try:
-                once = self._race(sending, self._begin_stream) if self._retry.hedge else self._begin_stream(sending)
-                begun = await once
-                async with aclosing(begun.items) as items:
-                    if call.interrupted is not None:
-                        yield Restarted(call.interrupted)
-                        call.interrupted = None
-                    yield begun.first
-                    async for batch in items:
-                        yield batch
+                begin = self._race(sending, self._begin_stream) if self._retry.hedge else self._begin_stream(sending)
+                begun = await begin
+                if call.interrupted is not None:
+                    yield Restarted(call.interrupted)
+                    call.interrupted = None
+                yield begun.first
+                while (batch := await self._next(begun)) is not None:
+                    yield batch
+                    del batch  # it would stay while the next one is waited for, 1.5 kB a stream
             except APIError as error:
                 failure = error.with_traceback(None)
             else:
-                sending = begun.sending
-                yield self._finish(sending, cast("ChatCompletion", sending.whole))  # it ended well, so there is one
+                # It ended well, so the whole answer is there.
+                yield self._finish(begun.sending, cast("ChatCompletion", begun.sending.whole))
                 return
+            finally:
+                if begun is not None and not begun.sending.ended:
+                    await self._leave(begun)
             site, lane = await self._follow(call, failure)
 
     async def _follow(self, call: Call, failure: APIError) -> tuple[Site, Lane]:
@@ -501,7 +505,7 @@ class Client:
             return winner.result()
         finally:
             losers = [task for task in tasks if task is not winner]
-            await _end(losers)
+            await _end(losers, self._leave)
             for task in losers:
                 # Never seen: asyncio ending a task before its first step. If it did, a place would be lost for good.
                 if not tasks[task].ended:  # pragma: no cover  # as said above
@@ -530,55 +534,65 @@ class Client:
 
     async def _begin_stream(self, sending: Sending) -> _Begun:
         """Open a stream; where hedging is on, up to its first event, which is what the race is about."""
-        items = self._stream_once(sending)
-        try:
-            first = await anext(items)
-            if self._retry.hedge:
-                first = await anext(items)
-        except BaseException:
-            await items.aclose()
-            raise
-        return _Begun(sending, items, first)
-
-    async def _stream_once(self, sending: Sending) -> AsyncGenerator[list[ChatCompletionChunk], None]:
         call, answer = sending.call, Answer()
-        exchange: Exchange | None = None
         try:
-            timer = self._timeout.first_event_of(call.model)
-            due = call.deadline.after(sending.began, "first_event", timer)
+            due = call.deadline.after(sending.began, "first_event", self._timeout.first_event_of(call.model))
             exchange = await self._open(sending, due)
-            yield []
-            chunks = read_chunks(
-                exchange,
-                answer,
-                Timers(due, self._timeout.progress, call.deadline),
-                secrets=sending.lane.provider.api_key,
-                require_finish_reason=self._require_finish_reason,
-            )
-            async with aclosing(chunks):
-                async for batch in chunks:
-                    if sending.first_token is None:
-                        self._router.answered(sending, self._clock())
-                    yield batch
-            exchange.finish()
-            exchange = None
         except APIError as error:
             failure = error.with_traceback(None)
         except BaseException:
             self._router.abandoned(sending, self._clock())
             raise
         else:
-            sending.whole = answer.whole(call.model)
+            batches = read_chunks(
+                exchange,
+                answer,
+                Timers(due, self._timeout.progress, call.deadline),
+                secrets=sending.lane.provider.api_key,
+                require_finish_reason=self._require_finish_reason,
+            )
+            begun = _Begun(sending, exchange, answer, batches)
+            return await self._read_first(begun) if self._retry.hedge else begun
+        self._router.failed(sending, self._clock(), failure)
+        raise failure
+
+    async def _read_first(self, begun: _Begun) -> _Begun:
+        try:
+            begun.first = await self._next(begun) or []
+        except BaseException:
+            if not begun.sending.ended:
+                await self._leave(begun)
+            raise
+        return begun
+
+    async def _next(self, begun: _Begun) -> list[ChatCompletionChunk] | None:
+        """Return the chunks that come next, None after the last ones of a whole answer."""
+        sending, answer = begun.sending, begun.answer
+        try:
+            batch = await anext(begun.batches)
+        except StopAsyncIteration:
+            begun.exchange.finish()
+            sending.whole = answer.whole(sending.call.model)
             self._router.succeeded(sending, self._clock(), sending.whole)
-            return
-        finally:
-            if exchange is not None:
-                exchange.close()
+            return None
+        except APIError as error:
+            failure = error.with_traceback(None)
+        else:
+            if sending.first_token is None:
+                self._router.answered(sending, self._clock())
+            return batch
+        begun.exchange.close()
         failure.partial = answer.text
         failure.committed = answer.has_content
         failure.maybe_billed = failure.maybe_billed or answer.begun
         self._router.failed(sending, self._clock(), failure)
         raise failure
+
+    async def _leave(self, begun: _Begun) -> None:
+        """Close a stream before its end."""
+        begun.exchange.close()
+        await begun.batches.aclose()
+        self._router.abandoned(begun.sending, self._clock())
 
     async def _open(self, sending: Sending, due: Due) -> Exchange:
         """Send the request; once more, on a new connection, when a kept one turns out to be closed."""
@@ -661,8 +675,10 @@ class _Begun:
     """A stream that is open."""
 
     sending: Sending
-    items: AsyncGenerator[list[ChatCompletionChunk], None]
-    first: list[ChatCompletionChunk]
+    exchange: Exchange
+    answer: Answer
+    batches: AsyncGenerator[list[ChatCompletionChunk], None]
+    first: list[ChatCompletionChunk] = attrs.field(factory=list[ChatCompletionChunk])
 
 
 async def _first_good(tasks: Iterable[asyncio.Task[T]]) -> asyncio.Task[T]:
@@ -675,13 +691,13 @@ async def _first_good(tasks: Iterable[asyncio.Task[T]]) -> asyncio.Task[T]:
                 return task
 
 
-async def _end(tasks: Sequence[asyncio.Task[T]]) -> None:
-    """Cancel tasks, and close what those that were ready at the same moment brought."""
+async def _end(tasks: Sequence[asyncio.Task[T]], leave: Callable[[_Begun], Awaitable[None]]) -> None:
+    """Cancel tasks, and leave the streams that those brought that were ready at the same moment."""
     for task in tasks:
         task.cancel()
     for result in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(result, _Begun):
-            await result.items.aclose()
+            await leave(result)
 
 
 def _read_keys(api_key: object) -> tuple[Secret, ...] | ConfigurationError:

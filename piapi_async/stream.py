@@ -158,6 +158,11 @@ class Answer:
         """Whether any text, or fragment of a call, has come."""
         return any(choice.content or choice.function_call or choice.tools for choice in self._choices.values())
 
+    def extend(self, chunks: Iterable[ChatCompletionChunk]) -> None:
+        """Add chunks."""
+        for chunk in chunks:
+            self.add(chunk)
+
     def add(self, chunk: ChatCompletionChunk) -> None:
         """Add one chunk."""
         if not self._seen or not self._model:
@@ -269,7 +274,13 @@ async def read_chunks(
     due = timers.first_event
     fresh, ended, broken = True, False, False
     while not ended:
-        data, broken = await _read(exchange, due)
+        try:
+            data = await exchange.read(due)
+        except APIConnectionError as error:
+            if error.kind != "truncated body":
+                raise
+            broken = True  # which is one more way for a stream to end
+            break
         if not data:
             break
         if fresh and _is_document(data):
@@ -278,11 +289,11 @@ async def read_chunks(
         else:
             chunks, ended, failure = _decode(events, decoder, data)
         fresh = fresh and data.isspace()
-        for chunk in chunks:
-            answer.add(chunk)
+        answer.extend(chunks)
         if chunks:
             yield chunks
             due = timers.deadline.after(clock(), "progress", timers.progress)
+        del data, chunks  # they would stay while the next ones are waited for, 1.5 kB a stream
         if failure is not None:
             raise failure
     if last := decoder.flush():
@@ -294,16 +305,6 @@ async def read_chunks(
 def _is_document(start: bytes) -> bool:
     """Whether a body is no event stream, which never begins so, but one JSON answer, an error, or a web page."""
     return start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"<")
-
-
-async def _read(exchange: Readable, due: Due) -> tuple[bytes, bool]:
-    """Read, and say whether the connection broke off, which is one more way for a stream to end."""
-    try:
-        return await exchange.read(due), False
-    except APIConnectionError as error:
-        if error.kind != "truncated body":
-            raise
-        return b"", True
 
 
 def _decode(
@@ -473,10 +474,10 @@ class ChatStream:
 
     async def _iterate_tokens(self) -> AsyncGenerator[str, None]:
         async for item in self._source:
-            for chunk in self._keep(item):
-                for choice in chunk.choices:
-                    if choice.index == 0 and (content := choice.delta.content):
-                        yield content
+            tokens = _tokens(self._keep(item))
+            del item  # as in `read_chunks`
+            for token in tokens:
+                yield token
 
     async def _iterate_events(self) -> AsyncGenerator[ChatCompletionChunk | Restarted, None]:
         async for item in self._source:
@@ -489,3 +490,13 @@ class ChatStream:
         async for item in self._source:
             for chunk in self._keep(item):
                 yield chunk
+
+
+def _tokens(chunks: list[ChatCompletionChunk]) -> list[str]:
+    """The tokens of choice 0."""
+    return [
+        content
+        for chunk in chunks
+        for choice in chunk.choices
+        if choice.index == 0 and (content := choice.delta.content)
+    ]
