@@ -115,8 +115,10 @@ class Billing:
         Raises:
             InvalidRequestError: The provider would refuse the request.
         """
+        if all(message.role != "system" for message in request.messages):
+            return request
         info = self.price(self._primary, model)
-        if info is None or info.system_role or all(message.role != "system" for message in request.messages):
+        if info is None or info.system_role:
             return request
         if not self._fold:
             raise InvalidRequestError(

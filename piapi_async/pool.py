@@ -164,10 +164,10 @@ class Exchange:
         self._line = line
         self.status = response.status
         self.headers = cast("Headers", response.headers)
-        encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
-        self._inflate: Inflate | None = (
-            zlib.decompressobj(wbits=47) if encoded else None
-        )  # 47: zlib or gzip, as it comes
+        encoding = response.headers.get("Content-Encoding")
+        self._inflate: Inflate | None = None
+        if encoding is not None and encoding.lower() != "identity":
+            self._inflate = zlib.decompressobj(wbits=47)  # 47: zlib or gzip, as it comes
 
     def read(self, due: Due) -> Awaitable[bytes]:
         """Return the bytes that have arrived, at least one, or `b""` at the end of the body.

@@ -61,6 +61,7 @@ MAX_REQUEST_BYTES = 32 << 20
 """Largest request body, 32 MiB (ours: above every vendor's limit for a prompt with pictures)."""
 
 JSON: TypeAlias = dict[str, object]
+Anything: TypeAlias = object  # for a class that has a field of this name
 T = TypeVar("T")
 
 NO_COMPLETION = "not a completion"
@@ -147,6 +148,7 @@ class _Body:
     created: int | None = None
     model: str | None = None
     usage: Usage | None = None
+    error: Anything = None  # found here sooner than by a search for the word
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
@@ -161,12 +163,9 @@ SHALLOW = 1000
 chunk would cost half as much as decoding it."""
 
 
-def _is_odd(text: str, shallow: int = MAX_DEPTH) -> bool:
-    """Whether JSON needs the tolerant way from the start: it names an error, or may nest too deep.
-
-    A quoted word is found only as a key or a whole value, since quotes inside strings are escaped.
-    """
-    return '"error"' in text or (len(text) > shallow and text.count("[") + text.count("{") > MAX_DEPTH)
+def _may_be_deep(text: str, shallow: int = MAX_DEPTH) -> bool:
+    """Whether JSON needs the tolerant way from the start, as it may nest too deep."""
+    return len(text) > shallow and text.count("[") + text.count("{") > MAX_DEPTH
 
 
 def decode_completion(body: bytes, *, asked: str = "", secrets: Iterable[Secret] = ()) -> ChatCompletion:
@@ -183,10 +182,10 @@ def decode_completion(body: bytes, *, asked: str = "", secrets: Iterable[Secret]
     """
     text = body.decode("utf-8", "replace")
     try:
-        decoded = None if _is_odd(text) else _decode_body(body)
+        decoded = None if _may_be_deep(text) else _decode_body(body)
     except _ENGINE_ERRORS:
         decoded = None
-    if decoded is None or not decoded.choices:
+    if decoded is None or not decoded.choices or decoded.error is not None or decoded.object == "error":
         fields = _clean(_parse(text, secrets))
         text = json.dumps(fields)
         _raise_error_object(fields, secrets)
@@ -485,9 +484,10 @@ def read_id(value: str | None, secrets: Iterable[Secret]) -> str | None:
     """An id from a header, made fit for an error message: at most 128 characters, no key."""
     if value is None:
         return None
-    if _PLAIN_ID.fullmatch(value) and not any(secret.reveal() in value for secret in secrets):
-        return value
-    return excerpt(value, secrets)[:128]
+    plain = _PLAIN_ID.fullmatch(value) is not None
+    for secret in secrets:
+        plain = plain and secret.reveal() not in value
+    return value if plain else excerpt(value, secrets)[:128]
 
 
 def _word(value: object, secrets: Iterable[Secret]) -> str | None:
@@ -632,7 +632,9 @@ class ChunkDecoder:
             APIResponseError: The event is neither a chunk nor an error.
         """
         data = event.data
-        if data[:1] == "{" and event.event == "message" and not self._halves and not _is_odd(data, SHALLOW):
+        # A quoted word is found only as a key or a whole value, since quotes inside strings are escaped.
+        odd = '"error"' in data or _may_be_deep(data, SHALLOW) or event.event != "message" or bool(self._halves)
+        if not odd and data.startswith("{"):
             try:
                 chunk = _decode_chunk(data)
             except _ENGINE_ERRORS:
