@@ -9,6 +9,9 @@ Names of models, providers and failures come from outside. They are escaped, cut
 library, which would take some of them for formulas: it draws `_Picture.stand_in`, and the page puts the name there.
 """
 
+# The library's stubs leave most of its keywords open, and nothing else is to be forgiven.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import math
@@ -50,13 +53,36 @@ SHOWN = 12
 NAME = 80
 """Characters of a name that are kept (ours)."""
 
+SHORT_NAME = 42
+"""Characters of a name in a picture, where what it amounts to stands on the same line (ours)."""
+
 LIMIT = 250_000_000_000
 """What no number of a note reaches: seconds since 1970 do in the year 9892, where dates soon end (ours)."""
 
 SHORTEST = 1e-4
 """Seconds at which a logarithmic scale begins, as it has no zero (ours)."""
 
+PARTS = 0.5, 0.9, 0.99
+"""Percentiles that are marked."""
+
+MOST_ATTEMPTS = 9
+"""Requests for one row that are told apart; more are counted with these (ours)."""
+
+BARS = 36
+"""Most bars of a distribution, 10 points wide each (ours)."""
+
+PERIODS = 60
+"""Most parts of the time (ours)."""
+
+DAY = 86400.0
+UNITS = (1.0, "a second"), (60.0, "a minute"), (3600.0, "an hour"), (DAY, "a day")
+CLOCK = 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, DAY
+"""Seconds from a tick of a time axis to the next."""
+
+OTHERS = "others"
+
 Names: TypeAlias = tuple[str, ...]
+"""What sums are kept by; empty for all that are not kept apart."""
 
 
 def check_report(page: str | os.PathLike[str], *others: str | os.PathLike[str]) -> None:
@@ -73,16 +99,14 @@ def check_report(page: str | os.PathLike[str], *others: str | os.PathLike[str]) 
     path = Path(page)
     if find_spec("matplotlib") is None:
         raise ConfigurationError("a report needs a plotting library; install it: pip install 'piapi-async[report]'")
-    with _explaining(path, "written"):
-        problem = _problem_of(path)
-    if problem is None and any(_are_one(path, Path(other)) for other in others):
-        problem = "it is a file of the batch itself; name another one"
-    if problem is not None:
+    if (problem := _problem_of(path, others)) is not None:
         raise BatchError(f"{path}: {problem}")
+    with _explaining(path, "written"), tempfile.TemporaryFile(dir=path.parent):
+        pass  # nothing else tells for certain that a file can be made there
 
 
-def _problem_of(path: Path) -> str | None:
-    """Why there can be no page in a place, if it can be known."""
+def _problem_of(path: Path, others: Iterable[str | os.PathLike[str]]) -> str | None:
+    """Why there shall be no page in a place, if there is a reason."""
     if not path.parent.is_dir():
         return "its directory does not exist; make it first"
     if path.is_symlink():
@@ -91,8 +115,8 @@ def _problem_of(path: Path) -> str | None:
         return "it is a directory; name a file"
     if path.exists() and not path.is_file():
         return "it is no regular file, and would be replaced; name another one"
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        return "its directory can not be written to; choose another one"
+    if any(_are_one(path, Path(other)) for other in others):
+        return "it is a file of the batch itself; name another one"
     return None
 
 
@@ -119,7 +143,7 @@ def write_report(results: str | os.PathLike[str], page: str | os.PathLike[str]) 
     source, target = Path(results), Path(page)
     with _explaining(source, "read"):
         tally = _read(source)
-    # What is no character alone, half of a surrogate pair, must not cost the whole page.
+    # The file's own name may hold bytes that are no text.
     content = _page(source.name, tally).encode("utf-8", "replace")
     with _explaining(target, "written"):
         _replace(target, content)
@@ -131,18 +155,18 @@ def _explaining(path: Path, what: str) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        problem = f"it can not be {what}: {error.strerror}; choose another place"
+        problem = f"it can not be {what}: {error.strerror}; choose another file"
     except msgspec.DecodeError:
         problem = "a newer release wrote it; upgrade to read it"
-    except (ArithmeticError, ValueError) as error:
-        problem = f"a note in it makes no sense ({error}); is it a file of results?"
+    except (ArithmeticError, ValueError):
+        problem = "a number in it makes no sense; is it a file of results?"
     if problem:
-        raise BatchError(f"{path}: {problem}")
+        raise BatchError(f"{path}: {problem}") from None
 
 
 def _replace(path: Path, content: bytes) -> None:
     """Put a whole file in a place at once; whoever looks sees the old one or the new one."""
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:NAME]}.")  # for its owner alone
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=".report.")  # for its owner alone
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(content)
@@ -201,7 +225,7 @@ class _Groups(dict[Names, _Group]):
     """Sums by name; past `MANY` names, by no name."""
 
     def of(self, *names: str) -> _Group:
-        kept = tuple(name if len(name) <= NAME else f"{name[: NAME - 1]}…" for name in names)
+        kept = tuple(_cut(name, NAME) for name in names)
         group = self.get(kept)
         if group is None:
             group = self.setdefault(kept if len(self) < MANY else (), _Group())
@@ -216,6 +240,10 @@ class _Groups(dict[Names, _Group]):
             rest.add(group)
         rest.add(self.get((), _Group()))
         return named[:SHOWN] + ([((), rest)] if rest.rows else [])
+
+
+def _cut(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 class _Tally:
@@ -247,13 +275,13 @@ class _Tally:
         counted = note.tokens_in or 0, note.tokens_out or 0, note.attempts
         timed = note.latency, note.elapsed, note.first_token or 0.0, note.finished
         if min(counted) < 0 or min(timed) < 0 or max(counted) >= LIMIT or max(timed) >= LIMIT:
-            raise ValueError("a number is out of range")
+            raise ValueError("no number of a batch")
         self.all.take(note)
         self.attempts.setdefault(min(note.attempts, MOST_ATTEMPTS), _Group()).take(note)
         if note.unknown != "0":
             self.unknown = max(self.unknown, _amount(note.unknown))
         self.finished[note.failed].append(note.finished)
-        self._span(note.finished - note.elapsed, note.finished)
+        self._span(max(note.finished - note.elapsed, 0.0), note.finished)
         if note.failed:
             self.failures.of(note.kind, note.provider).take(note)
             return
@@ -291,7 +319,7 @@ class _Tally:
 def _amount(text: str) -> Decimal:
     amount = Decimal(text)
     if not 0 <= amount < LIMIT:
-        raise ValueError("an amount is out of range")
+        raise ValueError("no amount of a batch")
     return amount
 
 
@@ -303,18 +331,6 @@ def _read(path: Path) -> _Tally:
 
 
 # -- what is drawn ---------------------------------------------------------------------------------------------------
-
-PARTS = 0.5, 0.9, 0.99
-"""Percentiles that are marked."""
-
-MOST_ATTEMPTS = 9
-"""Requests for one row that are told apart; more are counted with these (ours)."""
-
-BARS = 36
-"""Most bars of a distribution, 10 points wide each (ours)."""
-
-PERIODS = 60
-"""Most parts of the time (ours)."""
 
 
 class _Spread:
@@ -346,9 +362,10 @@ class _Spread:
         cuts = [0, *(bisect_left(ordered, edge) for edge in self.edges[1:-1]), self.count]
         self.counts = [cuts[bar + 1] - cuts[bar] for bar in range(bars)]
 
-    def scale(self, value: float) -> float:
-        """Where a value stands on the axis."""
-        return math.log10(max(value, SHORTEST)) if self.is_log else value
+    def place(self, value: float) -> float:
+        """Where a value stands, from 0 at the first edge to 1 at the last."""
+        low, value, high = self.edges[0], max(value, self.edges[0]), self.edges[-1]
+        return math.log(value / low) / math.log(high / low) if self.is_log else (value - low) / (high - low)
 
     @property
     def ticks(self) -> list[float]:
@@ -365,15 +382,13 @@ def _by_ten(power: int, *digits: int) -> list[float]:
     return [digit * 10.0**power for digit in digits]
 
 
-def _ticks(low: float, high: float, most: int) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten between two values, most of them at best."""
+def _ticks(low: float, high: float, most: int, *, is_whole: bool = False) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten between two values, of one more than `most` at most."""
     power = math.floor(math.log10((high - low) / most))
-    steps = [step for step in _by_ten(power, 1, 2, 5, 10) if step * most >= high - low]
-    step = steps[0] if steps else 10.0 ** (power + 1)
+    # A rounding error more is as good as none.
+    step = next(step for step in _by_ten(power, 1, 2, 5, 10) if step * most * 1.000001 >= high - low)
+    step = max(step, 1.0) if is_whole else step
     return [step * number for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-UNITS = ((1.0, "a second"), (60.0, "a minute"), (3600.0, "an hour"), (86400.0, "a day"))
 
 
 class _Flow:
@@ -401,18 +416,11 @@ class _Flow:
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
-        """Where the axis has which times."""
+        """Where which time stands, from 0 at the first edge to 1 at the last."""
         low, high = self.edges[0], self.edges[-1]
         step = next((step for step in CLOCK if step * 5 >= high - low), math.ceil((high - low) / 5 / DAY) * DAY)
         times = [step * number for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
-        return [(time, _clock(time, step)) for time in times]
-
-
-DAY = 86400.0
-CLOCK = tuple(60.0**power * number for power in (0, 1) for number in (0.2, 0.5, 1, 2, 5, 10, 15, 30)) + tuple(
-    3600.0 * hours for hours in (1, 2, 3, 6, 12, 24)
-)
-"""Seconds from a tick of a time axis to the next."""
+        return [((time - low) / (high - low), _clock(time, step)) for time in times]
 
 
 def _clock(time: float, step: float) -> str:
@@ -462,9 +470,9 @@ class _Picture:
         self._figure.patch.set_visible(False)
         self._names: list[str] = []
 
-    def panel(self, bottom: float, height: float, left: float = 40.0) -> Axes:
+    def panel(self, bottom: float, height: float, left: float = 40.0, right: float = 14.0) -> Axes:
         """Make axes that show nothing yet."""
-        box = left / WIDTH, bottom / self._height, (WIDTH - left - 14) / WIDTH, height / self._height
+        box = left / WIDTH, bottom / self._height, (WIDTH - left - right) / WIDTH, height / self._height
         axes = self._figure.add_axes(box, frame_on=False)
         axes.tick_params(bottom=False, left=False, labelcolor=MUTED)
         axes.set_xticks([])
@@ -498,19 +506,16 @@ def _draw_spread(spread: _Spread, name: str, rows: str) -> str:
     """Draw a distribution, its percentiles marked by flags at three heights, so that none covers another."""
     picture = _Picture(232)
     axes = picture.panel(bottom=42, height=130)
-    edges = [spread.scale(edge) for edge in spread.edges]
-    top = max(spread.counts) * 1.04
     # The label of the last percentile, which is the lowest, has room at the right.
-    room = (spread.scale(spread.marks[-1]) - edges[0]) / 0.8
-    axes.set_xlim(edges[0], max(edges[-1], edges[0] + room))
-    axes.set_ylim(0, top)
-    _rule(axes, top)
-    axes.stairs(spread.counts, edges, fill=True, color=MAIN, clip_on=False)
-    axes.set_xticks([spread.scale(tick) for tick in spread.ticks], [_tick_seconds(tick) for tick in spread.ticks])
+    axes.set_xlim(0, max(1.0, spread.place(spread.marks[-1]) / 0.8))
+    _rule(axes, max(spread.counts), 4, is_whole=True)
+    places = [spread.place(edge) for edge in spread.edges]
+    axes.stairs(spread.counts, places, fill=True, color=MAIN, clip_on=False)
+    axes.set_xticks([spread.place(tick) for tick in spread.ticks], [_tick_seconds(tick) for tick in spread.ticks])
     axes.set_xlabel(f"{name}{', logarithmic scale' if spread.is_log else ''}", color=MUTED)
     _name_height(axes, rows, 44)
     for level, (part, mark) in enumerate(zip(PARTS, spread.marks, strict=True)):
-        _flag(axes, spread.scale(mark), 1 + (34 - 15 * level) / 130, f"p{part * 100:g}  {_seconds(mark)}")
+        _flag(axes, spread.place(mark), 1 + (34 - 15 * level) / 130, f"p{part * 100:g}  {_seconds(mark)}")
     return picture.svg(f"Histogram of the {name}: {_marks_in_words(spread)}.")
 
 
@@ -521,9 +526,10 @@ def _flag(axes: Axes, at: float, height: float, text: str) -> None:
     axes.annotate(text, (at, height), (4, 0), place, "offset points", color=INK, va="top")
 
 
-def _rule(axes: Axes, top: float, most: int = 4) -> None:
-    """Draw the height's numbers and a line for each."""
-    ticks = _ticks(0, top, most)
+def _rule(axes: Axes, top: float, most: int, *, is_whole: bool) -> None:
+    """Give the height a scale: its numbers, and a line for each."""
+    axes.set_ylim(0, top * 1.04)
+    ticks = _ticks(0, top, most, is_whole=is_whole)
     axes.set_yticks(ticks, [_tick_number(tick) for tick in ticks])
     axes.hlines(ticks, 0, 1, transform=axes.get_yaxis_transform(), colors=RULE, linewidth=0.8, zorder=0, clip_on=False)
 
@@ -539,10 +545,10 @@ def _draw_flow(flow: _Flow) -> str:
     picture = _Picture(height)
     bottom = 110 if any(flow.counts[1]) else 42
     axes = picture.panel(bottom, height - 24 - bottom)
-    _draw_rates(axes, flow, flow.rates[0], MAIN, f"answers {flow.unit[1]}")
+    _draw_rates(axes, flow.rates[0], 4, MAIN, f"answers {flow.unit[1]}")
     if any(flow.counts[1]):
         axes = picture.panel(bottom=42, height=38)
-        _draw_rates(axes, flow, flow.rates[1], BAD, f"failures {flow.unit[1]}")
+        _draw_rates(axes, flow.rates[1], 2, BAD, f"failures {flow.unit[1]}")
     axes.set_xticks([at for at, _ in flow.ticks], [text for _, text in flow.ticks])
     axes.set_xlabel("time, UTC", color=MUTED)
     answers, failures = (max(rates) for rates in flow.rates)
@@ -551,12 +557,11 @@ def _draw_flow(flow: _Flow) -> str:
     )
 
 
-def _draw_rates(axes: Axes, flow: _Flow, rates: Sequence[float], colour: str, name: str) -> None:
-    top = max(rates) * 1.04 or 1.0
-    axes.set_xlim(flow.edges[0], flow.edges[-1])
-    axes.set_ylim(0, top)
-    _rule(axes, top, 4 if colour == MAIN else 2)
-    axes.stairs(rates, flow.edges, fill=True, color=colour, clip_on=False)
+def _draw_rates(axes: Axes, rates: Sequence[float], most: int, colour: str, name: str) -> None:
+    axes.set_xlim(0, 1)
+    _rule(axes, max(rates) or 1.0, most, is_whole=False)
+    places = [part / len(rates) for part in range(len(rates) + 1)]
+    axes.stairs(rates, places, fill=True, color=colour, clip_on=False)
     _name_height(axes, name, 8)
 
 
@@ -569,25 +574,28 @@ class _Bar:
     parts: Sequence[tuple[float, str]]
 
 
-def _draw_bars(bars: Sequence[_Bar], unit: str, label: str) -> str:
+def _draw_bars(bars: Sequence[_Bar], unit: str, label: str, *, is_whole: bool = True) -> str:
     """Draw lying bars, each below its name: names are long, and a phone is narrow."""
     step = 31.0
     picture = _Picture(step * len(bars) + 44)
-    axes = picture.panel(bottom=42, height=step * len(bars), left=0)
-    longest = max(sum(amount for amount, _ in bar.parts) for bar in bars) or 1.0
-    axes.set_xlim(0, longest * 1.001)
+    axes = picture.panel(bottom=42, height=step * len(bars), left=0, right=0)
+    longest = max(sum(amount for amount, _ in bar.parts) for bar in bars)
+    longest = longest if longest > 1e-9 else 1.0  # where all is nothing there is an axis still
+    axes.set_xlim(0, 1)
     axes.set_ylim(-len(bars), 0)
-    ticks = _ticks(0, longest, 5)
-    axes.set_xticks(ticks, [_tick_number(tick) for tick in ticks])
-    axes.vlines(ticks, -len(bars), 0, colors=RULE, linewidth=0.8, zorder=0, clip_on=False)
+    ticks = _ticks(0, longest, 5, is_whole=is_whole)
+    places = [tick / longest for tick in ticks]
+    axes.set_xticks(places, [_tick_number(tick) for tick in ticks])
+    axes.vlines(places[1:], -len(bars), 0, colors=RULE, linewidth=0.8, zorder=0, clip_on=False)
     axes.set_xlabel(unit, color=MUTED)
     for row, bar in enumerate(bars):
         begin = 0.0
         for amount, colour in bar.parts:
-            axes.barh(-row - 0.7, amount, 0.32, left=begin, color=colour, linewidth=0, clip_on=False)
-            begin += amount
-        axes.text(0, -row - 0.4, picture.stand_in(bar.name), color=INK, clip_on=False)
-        axes.text(longest, -row - 0.4, bar.text, color=INK, ha="right", clip_on=False)
+            width = amount / longest
+            axes.barh(-row - 0.7, width, 0.32, left=begin, color=colour, linewidth=0, clip_on=False)
+            begin += width
+        axes.text(0, -row - 0.4, picture.stand_in(_cut(bar.name, SHORT_NAME)), color=INK, clip_on=False)
+        axes.text(1, -row - 0.4, bar.text, color=INK, ha="right", clip_on=False)
     return picture.svg(f"{label}: {'; '.join(f'{bar.name} {bar.text}' for bar in bars)}.")
 
 
@@ -618,7 +626,7 @@ section.wide { grid-column: 1 / -1; }
 section.wide > div { display: grid; grid-template-columns: 3fr 4fr; gap: 1.5rem; }
 section.wide > div > * { min-width: 0; }
 figure { margin: 0; }
-svg { display: block; width: 100%; height: auto; overflow: visible; }
+svg { display: block; width: 100%; max-width: 34rem; height: auto; overflow: visible; }
 svg text { font-family: inherit; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; }
 table { width: 100%; margin: .5rem 0 0; border-collapse: collapse; font-size: .8125rem;
@@ -637,10 +645,14 @@ details table { color: var(--ink); }
 .key svg { display: inline-block; width: .75rem; height: .75rem; margin-right: .375rem; }
 @media (max-width: 56rem) { main, section.wide > div { grid-template-columns: minmax(0, 1fr); } }
 @media (max-width: 40rem) { body { padding: 1.25rem .75rem; } dl { grid-template-columns: 1fr 1fr; }
+  dd { font-size: 1.125rem; } p { font-size: .9375rem; }
   section { padding: .875rem; } }
 @media print { :root { color-scheme: light; --back: #fff; --card: #fff; --ink: #000; --muted: #444; --rule: #ccc;
-  --main: #2563c9; --light: #93b7ee; --bad: #c8372d; } body { padding: 0; font-size: .8125rem; }
-  * { print-color-adjust: exact; } details { display: none; } }
+  --main: #2563c9; --light: #93b7ee; --bad: #c8372d; } * { print-color-adjust: exact; }
+  body { padding: 0; font-size: .8125rem; } dl { grid-template-columns: repeat(5, 1fr); } dd { font-size: .875rem; }
+  dt, dd.more, table, .key { font-size: .6875rem; } p { font-size: .8125rem; }
+  main { grid-template-columns: 1fr 1fr; gap: .5rem; } section { padding: .75rem; }
+  svg { max-width: 22rem; } details { display: none; } }
 """
 
 _HEAD = f"""<!DOCTYPE html>
@@ -651,20 +663,17 @@ _HEAD = f"""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
-<title>Batch report</title>
 <style>{_STYLE}</style>
-</head>
-<body>
 """
-
-OTHERS = "others"
 
 
 def _page(name: str, tally: _Tally) -> str:
+    head = f"{_HEAD}<title>Batch report: {escape(name)}</title>\n</head>\n<body>"
     source = f"<bdi>{escape(name)}</bdi>"
     if not tally.all.rows:
-        body = f"<header><h1>Batch report</h1><p>{source} holds no results: there is nothing to show yet.</p></header>"
-        return f"{_HEAD}{body}\n</body>\n</html>\n"
+        header = f"<header><h1>Batch report</h1><p>{source} holds no results: there is nothing to show.</p></header>"
+        return "\n".join((head, header, "</body>", "</html>", ""))
+    header = f"<header><h1>Batch report</h1><p>{source} · {_time(tally.began)} to {_time(tally.ended)} UTC</p></header>"
     with _plotting():
         sections = (
             _latency_section(tally),
@@ -674,8 +683,7 @@ def _page(name: str, tally: _Tally) -> str:
             _cost_section(tally),
             _failures_section(tally),
         )
-    header = f"<header><h1>Batch report</h1><p>{source} · {_time(tally.began)} to {_time(tally.ended)} UTC</p></header>"
-    return "\n".join((f"{_HEAD}{header}", _headline(tally), "<main>", *sections, "</main>", "</body>", "</html>", ""))
+    return "\n".join((head, header, _headline(tally), "<main>", *sections, "</main>", "</body>", "</html>", ""))
 
 
 def _time(seconds: float) -> str:
@@ -686,9 +694,10 @@ def _time(seconds: float) -> str:
 def _headline(tally: _Tally) -> str:
     all_, answered = tally.all, len(tally.latency)
     places = _places(all_.dollars)
+    unknown = _dollars(tally.unknown, _places(max(all_.dollars, tally.unknown)) if tally.unknown else 2)
     notes = [f"of it {_dollars(all_.estimated, places)} estimated"] if all_.estimated else []
-    notes += [f"{all_.unpriced:,} answers without a known price"] if all_.unpriced else []
-    uncounted = f"not counted for {all_.uncounted:,} answers" if all_.uncounted else ""
+    notes += [f"{_count(all_.unpriced, 'answer')} without a known price"] if all_.unpriced else []
+    uncounted = f"not counted for {_count(all_.uncounted, 'answer')}" if all_.uncounted else ""
     pauses = tally.ended - tally.began - tally.at_work
     paused = f"and {_seconds(pauses)} of pauses" if pauses > PAUSE else "without a pause"
     cards = (
@@ -698,7 +707,7 @@ def _headline(tally: _Tally) -> str:
         ("Tokens in", f"{all_.tokens_in:,}", uncounted),
         ("Tokens out", f"{all_.tokens_out:,}", uncounted),
         ("Cost", _dollars(all_.dollars, places), "; ".join(notes)),
-        ("Unknown bills", _dollars(tally.unknown, places), "at most, beside the cost" if tally.unknown else ""),
+        ("Unknown bills", unknown, "at most, beside the cost" if tally.unknown else ""),
         ("Time at work", _seconds(tally.at_work), paused),
         ("Tokens a second", _rate(all_.tokens_out / tally.at_work), "out, while at work"),
         ("Median latency", _seconds(_Spread(tally.latency).marks[0]) if answered else "–", "of the answers"),
@@ -720,7 +729,7 @@ def _latency_section(tally: _Tally) -> str:
         ("Time of", *_PARTS_AND_LONGEST),
         [("the request", *_marks(spread)), ("the row, with waits and retries", *_marks(_Spread(tally.elapsed)))],
     )
-    text = f"How long the request took that brought the answer, for {spread.count:,} answers."
+    text = f"How long the request took that brought the answer, for {_count(spread.count, 'answer')}."
     return _section("Latency", text, _draw_spread(spread, "latency", "answers"), table)
 
 
@@ -730,7 +739,7 @@ def _first_token_section(tally: _Tally) -> str:
         return _section(title, "No answer was streamed, so none tells when its first token came.")
     spread = _Spread(tally.first_token)
     table = _table(title, ("Time to", *_PARTS_AND_LONGEST), [("the first token", *_marks(spread))])
-    text = f"How soon an answer began, for the {spread.count:,} answers that were streamed."
+    text = f"How soon an answer began, of what was streamed: {_count(spread.count, 'answer')}."
     return _section(title, text, _draw_spread(spread, "time to first token", "answers"), table)
 
 
@@ -762,9 +771,10 @@ def _flow_section(tally: _Tally) -> str:
         (f"{datetime.fromtimestamp(edge, UTC):%Y-%m-%d %H:%M:%S}", *(f"{counts[part]:,}" for counts in flow.counts))
         for part, edge in enumerate(flow.edges[:-1])
     ]
+    parts = _count(len(rows), "part")
     details = _table("Throughput over time", ("From, UTC", "Answered", "Failed"), rows)
-    text = f"When rows ended, in {len(rows)} parts of {_seconds(flow.width)}."
-    folded = f"<details><summary>All {len(rows)} parts</summary>{details}</details>"
+    text = f"When rows ended, in {parts} of {_seconds(flow.width)}."
+    folded = f"<details><summary>{parts} in numbers</summary>{details}</details>"
     return _section("Throughput", text, _draw_flow(flow), table + folded)
 
 
@@ -786,7 +796,7 @@ def _attempts_section(tally: _Tally) -> str:
 
 
 def _requests(number: int) -> str:
-    names = {0: "none", 1: "1 request", MOST_ATTEMPTS: f"{MOST_ATTEMPTS} requests or more"}
+    names = {0: "no request", 1: "1 request", MOST_ATTEMPTS: f"{MOST_ATTEMPTS} requests or more"}
     return names.get(number, f"{number} requests")
 
 
@@ -807,7 +817,7 @@ def _cost_section(tally: _Tally) -> str:
         counts = (f"{count:,}" for count in (group.rows, group.tokens_in, group.tokens_out))
         rows.append((*_named(names), *counts, dollars, estimated))
     heads = ("Model", "Provider", "Answers", "Tokens in", "Tokens out", "US dollars", "estimated")
-    picture = _draw_bars(bars, "US dollars", title)
+    picture = _draw_bars(bars, "US dollars", title, is_whole=False)
     if tally.all.estimated:
         picture += _key(("main", "by counted tokens"), ("light", "by estimated tokens"))
     text = "What the answers cost, by the model that was asked for and the provider that answered."
@@ -871,6 +881,10 @@ def _share(part: int, whole: int) -> str:
     return f"{tenths / 10:.1f}%" if tenths < 1000 or part == whole else ">99.9%"
 
 
+def _count(number: int, name: str) -> str:
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
+
+
 def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
@@ -905,5 +919,5 @@ def _places(most: Decimal) -> int:
     return 2 if most >= 100 or not most else 4 if most >= Decimal("0.1") else 6
 
 
-def _dollars(amount: Decimal, places: int | None = None) -> str:
-    return f"${amount:,.{_places(amount) if places is None else places}f}"
+def _dollars(amount: Decimal, places: int) -> str:
+    return f"${amount:,.{places}f}"

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from typing import Annotated, Literal
 
 import anyio
+import anyio.to_thread
 import attrs
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
@@ -208,7 +209,7 @@ async def batch_command(
     if report is not None:
         if output == "-":
             raise ConfigurationError("--report: it is made from the file of results; name one by --output.")
-        check_report(report)
+        check_report(report, requests, output)
     job = BatchJob(
         requests=requests,
         output=output,
@@ -220,7 +221,7 @@ async def batch_command(
     )
     status = await run_batch_job(client, job, make_console(), make_error_console())
     if report is not None and status != INTERRUPTED:
-        write_report(output, report)
+        await anyio.to_thread.run_sync(write_report, output, report)
     return status
 
 
