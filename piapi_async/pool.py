@@ -202,8 +202,9 @@ class Exchange:
         failure: BaseException
         now = line.time()
         try:
-            if not content.is_eof():
-                line.wait(self._trip, due.ends(now))
+            if content.is_eof():
+                return content.read_nowait()
+            line.wait(self._trip, due.ends(now))
             return await content.readany()
         except asyncio.CancelledError:
             self.close()
@@ -335,9 +336,6 @@ class _Line:
         content = response.content
         if content.is_eof():
             return  # the response has given its connection back by itself
-        if content.exception() is not None:
-            response.release()
-            return
         self._draining[response] = self._loop.call_later(DRAIN_SECONDS, self._shut, response)
         content.on_eof(lambda: self._drained(response))
 

@@ -43,7 +43,18 @@ from piapi_async import (
     StreamTruncatedError,
     Timeout,
 )
-from piapi_async.testing import Close, LocalServer, RawServer, ReadRequest, Repeat, Send, Stall, Status, Step, Wait
+from piapi_async.testing import (
+    Close,
+    LocalServer,
+    RawServer,
+    ReadRequest,
+    Repeat,
+    Send,
+    Stall,
+    Status,
+    Step,
+    Wait,
+)
 from piapi_async.testing import http_response as response
 from tests.leaks import KEY, PROMPT, assert_tight
 from tests.wires import DONE, WHOLE, ask, chunk, ok, read, server_in_a_thread, sse, sse_cut
@@ -288,6 +299,24 @@ async def test_I11_hedge_when_the_first_fails_or_wins() -> None:
             backup.latency = 0.1
             assert (await ask(client)).provider == "backup"
             await asyncio.sleep(0.02)
+            assert_nothing_left(client)
+
+
+async def test_I11_hedge_of_a_stream_that_begins_without_an_event() -> None:
+    good: list[Step] = [ReadRequest(), Send(sse(WHOLE, DONE))]
+    silent: list[Step] = [ReadRequest(), Send(sse_cut(b": wait\n\n")), Wait(30)]
+    async with RawServer([*good * 21, *silent]) as primary, local() as backup:
+        async with pair(primary, backup, retry=Retry(hedge=True)) as client:
+            await learned(client, read)
+            assert (await asyncio.wait_for(read(client), 5)).provider == "backup"
+            assert served(client) == {"ok": 22, "cancelled": 1}
+            assert_nothing_left(client)
+
+
+async def test_I11_a_stream_that_may_be_hedged_begins_with_an_error() -> None:
+    async with raw(Send(sse(b'{"error": {"message": "no"}}'))) as primary, local() as backup:
+        async with pair(primary, backup, retry=Retry(hedge=True)) as client:
+            assert (await read(client)).provider == "backup"
             assert_nothing_left(client)
 
 
