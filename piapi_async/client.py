@@ -432,7 +432,7 @@ class Client:
                 yield begun.first
                 while (batch := await self._next(begun)) is not None:
                     yield batch
-                    del batch  # it would stay while the next one is waited for, 1.5 kB a stream
+                    del batch  # as in `read_chunks`
             except APIError as error:
                 failure = error.with_traceback(None)
             else:

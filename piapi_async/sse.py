@@ -130,7 +130,7 @@ class SSEDecoder:
     def _take_blocks(self, chunk: bytes, events: list[ServerSentEvent]) -> bytes:
         """Take the blocks that end in this chunk, if each is one `data` line, and return the bytes behind them.
 
-        Nearly every event of every provider is one: taking them whole costs a third of the general way.
+        Nearly every event of every provider is one: taking them whole costs half of the general way.
         """
         end = chunk.rfind(b"\n\n")
         if end < 0 or not chunk.startswith(b"data: "):
