@@ -22,7 +22,7 @@ from contextlib import aclosing, closing, contextmanager, suppress
 from decimal import Decimal
 from functools import partial
 from hashlib import blake2b
-from typing import Any, BinaryIO, Literal, ParamSpec, TypeAlias, TypeVar, Unpack, cast
+from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar, Unpack, cast
 
 import anyio
 import anyio.lowlevel
@@ -46,7 +46,6 @@ from piapi_async.models import Attempt, ChatCompletion, ChatParams, ChatRequest,
 
 __all__ = ["BatchQuote", "BatchStatus", "quote_batch", "run_batch"]
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_LINE = 64 << 20
@@ -398,11 +397,12 @@ class _Pipe:
 
     async def rows(self) -> AsyncGenerator[_Row, None]:
         number, rest = 0, b""
-        fd = 0 if self._name == "-" else await _in_thread(os.open, self._name, os.O_RDONLY)
+        name = self._name
+        fd = 0 if name == "-" else await _in_thread(name, partial(os.open, name, os.O_RDONLY))
         try:
             ended = False
             while not ended:
-                data = await _in_thread(os.read, fd, 1 << 16)
+                data = await _in_thread(name, partial(os.read, fd, 1 << 16))
                 ended = not data
                 *lines, rest = (rest + data).split(b"\n") if data else (rest, b"")
                 for line in lines:
@@ -417,19 +417,19 @@ class _Pipe:
                 os.close(fd)
 
 
-async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def _in_thread(name: str, function: Callable[[], T]) -> T:
     """Wait for the other end of a pipe, in a thread that keeps neither the run nor the program from ending."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
     def tell(result: T | None, error: OSError | None) -> None:
         if not future.done():
-            future.set_result(cast("T", result)) if error is None else future.set_exception(error)
+            future.set_result(cast("T", result)) if error is None else future.set_exception(_unreadable(name, error))
 
     def work() -> None:
         result, error = None, None
         try:
-            result = function(*args, **kwargs)
+            result = function()
         except OSError as failure:
             error = failure
         with suppress(RuntimeError):  # the loop may be closed by now
@@ -488,8 +488,12 @@ def _open_file(name: str) -> BinaryIO | None:
             return None
         return open(0 if name == "-" else name, "rb", closefd=name != "-")
     except OSError as error:
-        problem = f"{name}: it can't be read: {error.strerror}; name a file of requests"
-    raise BatchError(problem)
+        problem = _unreadable(name, error)
+    raise problem
+
+
+def _unreadable(name: str, error: OSError) -> BatchError:
+    return BatchError(f"{name}: it can't be read: {error.strerror}; name a file of requests")
 
 
 def _is_same(file: BinaryIO, output: str | os.PathLike[str]) -> bool:
@@ -654,16 +658,15 @@ class _Run:
     # -- a row -------------------------------------------------------------------------------------------------------
 
     async def _ask(self, index: int, row: _Row) -> Result:
-        if self.status.stopped is None:
-            flight = _Flight(row, anyio.current_time())
-            self._flights.add(flight)
-            try:
-                with flight.scope:
-                    await self._answer(flight)
-            finally:
-                self._flights.discard(flight)
-                self._news.set()
-                self._end_if_idle()
+        flight = _Flight(row, anyio.current_time())
+        self._flights.add(flight)
+        try:
+            with flight.scope:
+                await self._answer(flight)
+        finally:
+            self._flights.discard(flight)
+            self._news.set()
+            self._end_if_idle()
         return Result(index, None)
 
     async def _answer(self, flight: _Flight) -> None:

@@ -1,6 +1,6 @@
 """`faults.md` K1: a batch that is killed again and again, at random, and loses and doubles nothing.
 
-`PIAPI_KILLS=100 python -m tests.test_batch_kill` prints the table; PIAPI_SEED=… has other kills.
+`python -m tests.test_batch_kill` kills it a hundred times and prints the table; PIAPI_KILLS and PIAPI_SEED have others.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Outcome:
     def table(self) -> str:
         """Figures of each kill, and their sums."""
         lines = ["  kill  results     sent  re-sent  in flight  maybe billed"]
-        finished, before, known = 0, set[str](), set[str]()
+        finished, before = 0, set[str]()
         sums = [0, 0, 0, 0, 0]
         for kill in self.kills:
             ids = set(self.sent[kill.number])
@@ -109,7 +109,7 @@ class Outcome:
             figures = [len(kill.finished) - finished, len(ids), len(ids & before), len(left), len(kill.maybe_billed)]
             lines.append("{:6}{:9}{:9}{:9}{:11}{:14}".format(kill.number + 1, *figures))
             sums = [a + b for a, b in zip(sums, figures, strict=True)]
-            finished, before, known = len(kill.finished), before | ids, known | left
+            finished, before = len(kill.finished), before | ids
         last = set(self.sent[len(self.kills)])
         figures = [self.rows - finished, len(last), len(last & before), 0, 0]
         lines.append("{:>6}{:9}{:9}{:9}{:11}{:14}".format("end", *figures))
@@ -132,7 +132,7 @@ async def kill_again_and_again(directory: Path, kills: int) -> Outcome:
     rows = kills * ROWS_A_KILL + 50
     source, out = directory / "in.jsonl", directory / "out.jsonl"
     lines = [json.dumps({"custom_id": f"id-{n}", "prompt": f"question {n}"}) for n in range(rows)]
-    source.write_text("\n".join(lines))  # noqa: ASYNC240  # a small file of this test
+    source.write_text("\n".join(lines))
     found: list[Kill] = []
     async with LocalServer(
         api_key=KEY,
@@ -157,8 +157,8 @@ async def kill_again_and_again(directory: Path, kills: int) -> Outcome:
             if request.body is not None:  # a request that the kill cut short
                 name = request.body["messages"][0]["content"].replace("question ", "id-")
                 sent[int(request.headers["X-Run"])][name] += 1
-    assert not out.with_name("out.jsonl.inflight").exists()  # noqa: ASYNC240  # as above
-    records = [json.loads(line) for line in out.read_bytes().splitlines()]  # noqa: ASYNC240  # as above
+    assert not out.with_name("out.jsonl.inflight").exists()
+    records = [json.loads(line) for line in out.read_bytes().splitlines()]
     return Outcome(found, sent, records, rows)
 
 

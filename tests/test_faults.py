@@ -9,14 +9,17 @@ import asyncio
 import copy
 import gzip
 import json
+import os
 import pickle
 import re
 import socket
 import ssl
+import stat
 import traceback
 from pathlib import Path
 from typing import Any
 
+import anyio
 import attrs
 import cattrs
 import pytest
@@ -29,6 +32,7 @@ from piapi_async import (
     APITimeoutError,
     AuthenticationError,
     BadRequestError,
+    BatchError,
     ChatCompletion,
     Client,
     ConfigurationError,
@@ -43,6 +47,7 @@ from piapi_async import (
     StreamTooLargeError,
     StreamTruncatedError,
     Timeout,
+    run_batch,
 )
 from piapi_async.testing import Close, RawServer, ReadRequest, Repeat, Reset, Send, Step, Wait, http_response
 from tests.leaks import CANARIES, KEY, PROMPT, assert_tight
@@ -726,13 +731,58 @@ async def test_G10_huge_and_dirty_error_body(how: Any) -> None:
         assert "red" in text
 
 
-async def test_G11_no_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Checkpoints and traces do not exist yet; so there must be no file at all.
+async def test_G11_no_file_is_written_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     async with dialled([ReadRequest(), Send(ok())]) as (client, _):
         await ask(client)
-    assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240  # a directory of this test
+    assert files(tmp_path) == {}
+
+
+def files(directory: Path) -> dict[str, tuple[int, bytes]]:
+    """Mode and content of each file."""
+    return {path.name: (stat.S_IMODE(path.stat().st_mode), path.read_bytes()) for path in directory.iterdir()}
+
+
+async def test_G11_files_of_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The server names the key in an error: what goes into a file is scrubbed as what is shown is.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    umask = os.umask(0)
+    bad = json.dumps({"error": {"message": f"bad key {KEY}", "code": KEY, "param": KEY, "type": KEY}}).encode()
+    script = [ReadRequest(), Send(ok()), ReadRequest(), Send(http_response(400, bad)), ReadRequest(), Wait()]
+    ending, found = anyio.Event(), dict[str, tuple[int, bytes]]()
+    try:
+        async with dialled(script) as (client, server):
+
+            async def look() -> None:
+                while len(server.requests) < 3:
+                    await anyio.sleep(0.001)
+                found.update(files(tmp_path))
+                ending.set()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(look)
+                status = await run_batch(["x"] * 3, "out.jsonl", client=client, concurrency=1, ending=ending, grace=0)
+    finally:
+        os.umask(umask)
+    assert (status.done, status.cut) == (1, ("row-3",))
+    assert found.keys() == files(tmp_path).keys() == {"out.jsonl", "out.jsonl.inflight"}
+    for mode, content in (*found.values(), *files(tmp_path).values()):
+        assert mode == 0o600
+        assert content
+        assert KEY.encode() not in content
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.inflight"])
+async def test_G11_no_link_is_followed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "target").write_bytes(b"precious")
+    (tmp_path / name).symlink_to(tmp_path / "target")
+    async with dialled([]) as (client, server):
+        with pytest.raises(BatchError):
+            await run_batch(["x"], tmp_path / "out.jsonl", client=client)
+    assert server.requests == []
+    assert files(tmp_path)["target"][1] == b"precious"
 
 
 # -- H. JSON and types -----------------------------------------------------------------------------------------------
