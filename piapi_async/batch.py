@@ -368,28 +368,35 @@ def _make_request(fields: Mapping[str, object]) -> ChatRequest:
 
 
 class _File:
-    """Rows of a file, which can be read again."""
+    """Rows of a file, which can be read again.
 
-    again = True
+    Attributes:
+        at: Number and offset of the line that was read last.
+        start: The line to begin with, by its number and offset.
+    """
 
     def __init__(self, file: BinaryIO, reader: _Reader) -> None:
         self._file = file
         self._reader = reader
+        self.start: tuple[int, int] = (1, 0)
+        self.at = self.start
 
     async def rows(self) -> AsyncGenerator[_Row, None]:
-        self._file.seek(0)
-        for number, line in enumerate(iter(partial(self._file.readline, MAX_LINE), b""), 1):
+        number, offset = self.start
+        self._file.seek(offset)
+        for line in iter(partial(self._file.readline, MAX_LINE), b""):
             if not number % PIECE:
                 await anyio.lowlevel.checkpoint()
+            self.at = (number, offset)
             row = self._reader.read_line(number, line)
             if row is not None:
                 yield row
+            number, offset = number + 1, offset + len(line)
+        self.at = (number, offset)
 
 
 class _Pipe:
     """Rows of standard input, or of a named pipe: they are taken as they come."""
-
-    again = False
 
     def __init__(self, name: str, reader: _Reader) -> None:
         self._name = name
@@ -441,8 +448,6 @@ async def _in_thread(name: str, function: Callable[[], T]) -> T:
 
 class _Items:
     """Rows of any iterable."""
-
-    again = False
 
     def __init__(self, items: Iterable[Item] | AsyncIterable[Item], reader: _Reader) -> None:
         self._items = items
@@ -577,13 +582,19 @@ class _Run:
         status.torn, status.broken, status.maybe_billed = checkpoint.torn, checkpoint.broken, checkpoint.maybe_billed
         self._client.ledger.bring_forward(checkpoint.spent, checkpoint.unknown)
         self._booked = self._client.ledger.spent, self._client.ledger.unknown
-        if self._source.again:
-            pending = 0
-            async with aclosing(self._pending()) as rows:
-                async for _ in rows:
-                    pending += 1
-            checkpoint.forget_input()
-            status.total = status.before + pending
+        if isinstance(self._source, _File):
+            status.total = status.before + await self._count_pending(self._source)
+
+    async def _count_pending(self, source: _File) -> int:
+        """Check every row, and let the sending begin with the first one that is yet to be done."""
+        pending, first = 0, None
+        async with aclosing(self._pending()) as rows:
+            async for _ in rows:
+                pending += 1
+                first = first or source.at
+        source.start = first or source.at
+        self._checkpoint.forget_input()
+        return pending
 
     async def send(self, width: int, deadline: float | None, ending: anyio.Event, grace: float) -> None:
         """Ask all rows that have no result, until there is none or the run is halted."""

@@ -621,7 +621,7 @@ class _Repair:
 
     def __init__(self, path: Path, fd: int, good: int) -> None:
         self._path = path
-        self._new = path.with_name(f"{path.name}.new")
+        self._new = path.with_name(f"{path.name}.repaired")
         self._new.unlink(missing_ok=True)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL
         self._fd = _open(self._new, flags, stat.S_IMODE(os.fstat(fd).st_mode))

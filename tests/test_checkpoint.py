@@ -185,7 +185,7 @@ def test_an_empty_file_will_do(out: Path) -> None:
 
 def test_what_a_killed_repair_left(out: Path) -> None:
     out.write_bytes(line(1) + b"broken\n" + line(2))
-    out.with_name("results.jsonl.new").write_bytes(line(1)[:50])
+    out.with_name("results.jsonl.repaired").write_bytes(line(1)[:50])
     with opened(out) as found:
         assert (found.done, found.broken) == (2, 1)
     assert out.read_bytes() == line(1) + line(2)
