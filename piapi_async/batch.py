@@ -553,7 +553,7 @@ class _Run:
         self._stream = stream
         self._stop_after = stop_after
         self._flights: set[_Flight] = set()
-        self._held: list[tuple[_Flight, bytes]] = []
+        self._held: list[tuple[_Flight, bytes, APIError]] = []
         self._held_kind = ""
         self._booked = Decimal(0), Decimal(0)
         self._began = time.monotonic()
@@ -766,11 +766,11 @@ class _Run:
         if kind != self._held_kind:
             self._flush()
         self._held_kind = kind
-        self._held.append((flight, line))
+        self._held.append((flight, line, error))
         if len(self._held) >= self._stop_after:
             self._halt("failures", error)
-            for held, _ in self._held:
-                self._let_go(held, error)
+            for held, _, failure in self._held:
+                self._let_go(held, failure)
             self._held.clear()
 
     def _let_go(self, flight: _Flight, error: Exception) -> None:
@@ -785,7 +785,7 @@ class _Run:
     def _flush(self) -> None:
         """Record the failures that were held back: they are those of single rows."""
         held, self._held = self._held, []
-        for flight, line in held:
+        for flight, line, _ in held:
             self._record_failure(flight, line)
 
     def _record_failure(self, flight: _Flight, line: bytes) -> None:
