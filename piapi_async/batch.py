@@ -442,7 +442,7 @@ async def _in_thread(name: str, function: Callable[[], T]) -> T:
         with suppress(RuntimeError):  # the loop may be closed by now
             loop.call_soon_threadsafe(tell, result, error)
 
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=work, name=f"waiting for {name}", daemon=True).start()
     return await future
 
 
