@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -92,6 +93,13 @@ async def test_all_done_and_again(capsys: pytest.CaptureFixture[str]) -> None:
         assert len(server.requests) == 30
     assert "30 rows are done already." in capsys.readouterr().err
     assert len(results()) == 30
+
+
+async def test_a_model_without_a_price(capsys: pytest.CaptureFixture[str]) -> None:
+    async with LocalServer(models=["mine"]) as server:
+        argv = (write(2, model="mine"), "-o", "out.jsonl", "--base-url", server.base_url)
+        assert await in_thread(*argv) == 0
+    assert re.search("no known price +2 ", capsys.readouterr().out)
 
 
 async def test_some_failed_and_are_asked_again(capsys: pytest.CaptureFixture[str]) -> None:

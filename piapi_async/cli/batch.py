@@ -289,6 +289,8 @@ def _rows(status: BatchStatus, client: Client) -> Iterable[tuple[str, str, str]]
     if status.cut:
         yield "maybe billed", f"{len(status.cut):,}", f"sent, no answer: {_names(status.cut)}"
     yield "cost", _dollars(status.spent), f"{_dollars(client.ledger.saved)} less than at the vendors' own prices"
+    if unpriced := sum(entry.unpriced for entry in client.ledger.entries):
+        yield "no known price", f"{unpriced:,}", "answers, not in the cost"
     if status.unknown:
         yield "unknown bills", _dollars(status.unknown), "at most, for requests that failed"
     yield "tokens a second", f"{_pace(status):,.0f}", ""
