@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
-from typing import Any, TypeAlias, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, cast
 
 import attrs
 
@@ -448,7 +448,6 @@ def _bias(field: str, value: object) -> object:
 
 
 _RULES: Mapping[str, Callable[[str, object], object]] = {
-    "model": _text,
     "functions": _functions,
     "function_call": partial(_choose, words=("none", "auto")),
     "temperature": partial(_number, low=0, high=2),
@@ -470,7 +469,6 @@ _RULES: Mapping[str, Callable[[str, object], object]] = {
     "logprobs": _flag,
     "top_logprobs": partial(_integer, low=0, high=20),
     "extra_body": _mapping,
-    "stream": _flag,
 }
 
 
@@ -606,11 +604,30 @@ class ChatRequest:
     extra_body: Mapping[str, object] | None = attrs.field(default=None, kw_only=True, repr=False)
     stream: bool = attrs.field(default=False, kw_only=True)
 
-    def __attrs_post_init__(self) -> None:
-        fields = vars(self)
-        for name, value in fields.items():
-            if value is not None and name in _RULES:
-                fields[name] = _RULES[name](name, value)
+    if TYPE_CHECKING:
+        pass  # type checkers know the one that attrs would make, which spells the parameters out
+    else:
+
+        def __init__(self, messages, model=None, *, stream=False, **params):
+            # Only what is given is checked and kept; the rest is read from the class, below. To set and look at two
+            # dozen fields, nearly all of them None, took as long as all else here, and encoding them as long again.
+            fields = vars(self)
+            fields["messages"] = _messages(messages)
+            if model is not None:
+                fields["model"] = _text("model", model)
+            if stream is not False:
+                fields["stream"] = _flag("stream", stream)
+            if params:
+                for name, check in _RULES.items():  # in one order, so that equal requests make equal bytes
+                    value = params.pop(name, None)
+                    if value is not None:
+                        fields[name] = check(name, value)
+                if params:
+                    raise TypeError(f"{next(iter(params))!r} is no parameter of a ChatRequest")
+
+
+for _field in attrs.fields(ChatRequest)[1:]:
+    setattr(ChatRequest, _field.name, _field.default)
 
 
 @attrs.frozen(slots=False)

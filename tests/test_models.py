@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import pickle
 from collections import OrderedDict
 from decimal import Decimal
 from types import MappingProxyType
@@ -416,8 +417,19 @@ def test_the_keywords_of_a_call_are_the_fields_of_a_request() -> None:
     fields = {field.name for field in attrs.fields(ChatRequest)}
     assert set(ChatParams.__annotations__) == fields - {"messages", "model", "stream"}
     parameters = inspect.signature(ChatRequest).parameters
-    keyword_only = {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
-    assert keyword_only == fields - {"messages", "model"}
+    assert list(parameters) == ["messages", "model", "stream", "params"]
+    with pytest.raises(TypeError, match="'temprature' is no parameter"):
+        ChatRequest("Hi", temprature=1)  # type: ignore[call-arg]
+
+
+def test_a_request_holds_what_is_given_and_no_more() -> None:
+    request = ChatRequest("Hi", temperature=0, n=None)
+    assert vars(request) == {"messages": (Message("user", "Hi"),), "temperature": 0}
+    assert (request.model, request.n, request.stream) == (None, None, False)
+    for twin in (copy.copy(request), copy.deepcopy(request), pickle.loads(pickle.dumps(request))):
+        assert (twin, vars(twin)) == (request, vars(request))
+    given: dict[str, Any] = {"stop": "a", "temperature": 1, "n": 2}
+    assert list(vars(ChatRequest("Hi", **given))) == list(vars(ChatRequest("Hi", **dict(reversed(given.items())))))
 
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=3)
