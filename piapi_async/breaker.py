@@ -20,6 +20,9 @@ State = Literal["closed", "open", "half-open"]
 class Breaker:
     """The breaker of one provider key and model.
 
+    Attributes:
+        closed: Whether it is: then it admits everybody, and nobody need ask.
+
     Args:
         health: When to open and close.
         dice: Source of the jitter.
@@ -30,12 +33,12 @@ class Breaker:
         "_failed",
         "_good_probes",
         "_health",
-        "_opened",
         "_probing",
         "_reopens",
         "_since",
         "_until",
         "_window",
+        "closed",
     )
 
     def __init__(self, health: Health, dice: random.Random) -> None:
@@ -43,29 +46,29 @@ class Breaker:
         self._dice = dice
         self._failed = 0  # in a row
         self._window: deque[list[float]] = deque()  # [second, good, bad]
-        self._opened = False
         self._since = 0.0
         self._until = 0.0
         self._reopens = 0
         self._probing = False
         self._good_probes = 0
+        self.closed = True
 
     def state(self, now: float) -> State:
         """Return the state at a moment."""
-        if not self._opened:
+        if self.closed:
             return "closed"
         return "open" if now < self._until else "half-open"
 
     def admits(self, now: float) -> bool:
         """Whether a call may be sent: always while closed, one probe at a time while half-open."""
-        return not self._opened or (now >= self._until and not self._probing)
+        return self.closed or (now >= self._until and not self._probing)
 
     def begin(self, now: float) -> bool:
         """Note that a call is sent; returns whether it is the probe, to be told to `end`.
 
         While open a call may be sent too, when no provider is healthy; it is no probe and its failure changes nothing.
         """
-        probe = self._opened and self.admits(now)
+        probe = not self.closed and self.admits(now)
         self._probing = self._probing or probe
         return probe
 
@@ -83,14 +86,19 @@ class Breaker:
             self._probing = False
         if good is None:
             return
-        if self._opened:
+        if not self.closed:
             if began >= self._since:
                 self._judge_open(now, good, probe=probe)
             return
-        self._failed = 0 if good else self._failed + 1
-        share, calls = self._count(now, good)
+        self._count(now, good)
+        if good:
+            self._failed = 0
+            return  # a good call opens nothing
+        self._failed += 1
+        bad = sum(bucket[2] for bucket in self._window)
+        calls = bad + sum(bucket[1] for bucket in self._window)
         health = self._health
-        if self._failed >= health.failures or (calls >= health.minimum and share >= health.ratio):
+        if self._failed >= health.failures or (calls >= health.minimum and bad / calls >= health.ratio):
             self._open(now)
 
     def _judge_open(self, now: float, good: bool, *, probe: bool) -> None:
@@ -103,19 +111,14 @@ class Breaker:
         elif probe:
             self._open(now)
 
-    def _count(self, now: float, good: bool) -> tuple[float, float]:
-        """Add a call to the window; return the share of failures in it, and the calls."""
+    def _count(self, now: float, good: bool) -> None:
+        """Add a call to the window."""
         window, second = self._window, now // 1
         if not window or window[-1][0] != second:
             window.append([second, 0, 0])
         window[-1][1 if good else 2] += 1
         while window[0][0] <= second - self._health.window:
             window.popleft()
-        if good:
-            return 0.0, 0  # a good call opens nothing
-        bad = sum(bucket[2] for bucket in window)
-        calls = bad + sum(bucket[1] for bucket in window)
-        return bad / calls, calls
 
     def _open(self, now: float) -> None:
         # Far past the cap the exponent stops to grow: a float would overflow in an outage of hours.
@@ -123,11 +126,11 @@ class Breaker:
         # Jitter downwards, so that the cap is one: clients that saw the same outage do not come back at once.
         self._until = now + span * self._dice.uniform(0.8, 1.0)
         self._since = now
-        self._opened = True
+        self.closed = False
         self._reopens += 1
         self._good_probes = 0
 
     def _close(self) -> None:
-        self._opened = False
+        self.closed = True
         self._reopens = self._failed = self._good_probes = 0
         self._window.clear()

@@ -43,7 +43,7 @@ from piapi_async.pool import Exchange, SessionPool, Transport
 from piapi_async.provider import Provider, check_proxy, read_keys
 from piapi_async.route import Call, Lane, Router, Sending, Site, Statistics
 from piapi_async.stream import Answer, ChatStream, Restarted, Source, Timers, read_chunks
-from piapi_async.wire import Body, decode_completion, encode_request, error_from_response, read_id
+from piapi_async.wire import decode_completion, encode_request, error_from_response, read_id
 
 if TYPE_CHECKING:
     from piapi_async.fanout import FanOut
@@ -345,7 +345,7 @@ class Client:
             return error.with_traceback(None)
         due = NO_DEADLINE if deadline is None else Due(now + deadline, "deadline", deadline)
         key = f"piapi-{random.getrandbits(128):032x}"
-        return Call(request, name, now, due, key, sites=sites, worst=worst)
+        return Call(request, name, now, due, key, sites, worst, [], {})
 
     def _checked(
         self, prompt: Prompt, model: str | None, params: ChatParams
@@ -405,27 +405,33 @@ class Client:
 
     async def _complete(self, call: Call) -> ChatCompletion:
         """Ask one provider after another, as the router says, until one answers."""
-        site, lane = self._router.choose(call, call.began)
+        now = call.began
+        site, lane = self._router.choose(call, now)
         while True:
-            sending = await self._enter(call, site, lane)
+            sending = self._enter_at_once(call, site, lane, now) or await self._enter(call, site, lane)
             try:
-                once = self._race(sending, self._complete_once) if self._retry.hedge else self._complete_once(sending)
-                sending, completion = await once
+                if self._retry.hedge:
+                    sending, completion = await self._race(sending, self._complete_once)
+                else:
+                    completion = await self._complete_once(sending)
             except APIError as error:
                 failure = error.with_traceback(None)
             else:
                 return self._finish(sending, completion)
-            site, lane = await self._follow(call, failure)
+            site, lane, now = await self._follow(call, failure)
 
     async def _stream(self, call: Call) -> Source:
         """The same for a stream: another provider takes over silently until the first text has been handed out."""
-        site, lane = self._router.choose(call, call.began)
+        now = call.began
+        site, lane = self._router.choose(call, now)
         while True:
-            sending = await self._enter(call, site, lane)
+            sending = self._enter_at_once(call, site, lane, now) or await self._enter(call, site, lane)
             begun = None
             try:
-                begin = self._race(sending, self._begin_stream) if self._retry.hedge else self._begin_stream(sending)
-                begun = await begin
+                if self._retry.hedge:
+                    sending, begun = await self._race(sending, self._begin_stream)
+                else:
+                    begun = await self._begin_stream(sending)
                 if call.interrupted is not None:
                     yield Restarted(call.interrupted)
                     call.interrupted = None
@@ -442,16 +448,29 @@ class Client:
             finally:
                 if begun is not None and not begun.sending.ended:
                     await self._leave(begun)
-            site, lane = await self._follow(call, failure)
+            site, lane, now = await self._follow(call, failure)
 
-    async def _follow(self, call: Call, failure: APIError) -> tuple[Site, Lane]:
-        """Wait as long as the router says, and return where to go; or raise what the caller gets."""
-        site, lane, wait = self._router.after(call, self._clock(), failure)
+    async def _follow(self, call: Call, failure: APIError) -> tuple[Site, Lane, float]:
+        """Wait as long as the router says, and return where to go, and the time; or raise what the caller gets."""
+        now = self._clock()
+        site, lane, wait = self._router.after(call, now, failure)
         if failure.committed:
             call.interrupted = failure
         if wait:
             await asyncio.sleep(wait)
-        return site, lane
+            now = self._clock()
+        return site, lane, now
+
+    def _enter_at_once(self, call: Call, site: Site, lane: Lane, now: float) -> Sending | None:
+        """Begin an attempt if there is a place for it now; one that has to wait for nothing needs no coroutine."""
+        reserved = None if call.worst is None else self.ledger.reserve(call.worst)
+        if lane.gate.take(self._tokens(call) if lane.gate.counts_tokens else 0, now):
+            if call.panic or lane.admits(call.model, now):
+                return self._router.begin(call, site, lane, now, reserved)
+            lane.gate.release()
+        if reserved is not None:
+            self.ledger.release(reserved)
+        return None
 
     async def _enter(self, call: Call, site: Site, lane: Lane) -> Sending:
         """Reserve the worst case, where there is a budget, and pass the gate."""
@@ -466,18 +485,16 @@ class Client:
     async def _pass_gate(self, call: Call, site: Site, lane: Lane, reserved: int | None) -> Sending:
         """Wait for a place. What was healthy when the call began to wait may not be so when its turn comes."""
         while True:
-            now = began = self._clock()
+            began = self._clock()
             tokens = self._tokens(call) if lane.gate.counts_tokens else 0
-            taken = lane.gate.take(tokens, now)
-            if not taken:
-                due = call.deadline.after(began, "pool", self._timeout.pool)
-                try:
-                    taken = await lane.gate.acquire(due, tokens, self._router.patience(call, site, began))
-                except APITimeoutError as error:
-                    failure = error.with_traceback(None)
-                    break
-                now = self._clock()
-            if taken and (call.panic or lane.breaker(call.model).admits(now)):
+            due = call.deadline.after(began, "pool", self._timeout.pool)
+            try:
+                taken = await lane.gate.acquire(due, tokens, self._router.patience(call, site, began))
+            except APITimeoutError as error:
+                failure = error.with_traceback(None)
+                break
+            now = self._clock()
+            if taken and (call.panic or lane.admits(call.model, now)):
                 return self._router.begin(call, site, lane, now, reserved)
             if taken:
                 lane.gate.release()
@@ -485,11 +502,11 @@ class Client:
         self._router.turned_away(call, lane, began, self._clock(), failure)
         raise failure
 
-    async def _race(self, sending: Sending, once: Callable[[Sending], Coroutine[None, None, T]]) -> T:
+    async def _race(self, sending: Sending, once: Callable[[Sending], Coroutine[None, None, T]]) -> tuple[Sending, T]:
         """Send once; or, with hedging on and an attempt slow to begin, once more elsewhere: the first one wins."""
         hedge = self._router.hedge(sending, self._clock())
         if hedge is None:
-            return await once(sending)
+            return sending, await once(sending)
         site, lane, delay = hedge
         tasks = {asyncio.create_task(once(sending)): sending}
         winner = None
@@ -502,7 +519,7 @@ class Client:
                     self._router.hedged()
                     tasks[asyncio.create_task(once(other))] = other
             winner = await _first_good(tasks)
-            return winner.result()
+            return tasks[winner], winner.result()
         finally:
             losers = [task for task in tasks if task is not winner]
             await _end(losers, self._leave)
@@ -513,13 +530,14 @@ class Client:
 
     # -- send once ---------------------------------------------------------------------------------------------------
 
-    async def _complete_once(self, sending: Sending) -> tuple[Sending, ChatCompletion]:
+    async def _complete_once(self, sending: Sending) -> ChatCompletion:
         try:
             due = sending.call.deadline.after(sending.began, "total", self._timeout.total)
             exchange = await self._open(sending, due)
-            body = Body(await exchange.read_all(due, self._timeout.progress))
             completion = decode_completion(
-                body.content, asked=sending.call.model, secrets=sending.lane.provider.api_key
+                await exchange.read_all(due, self._timeout.progress),
+                asked=sending.call.model,
+                secrets=sending.lane.provider.api_key,
             )
         except APIError as error:
             failure = error.with_traceback(None)
@@ -528,7 +546,7 @@ class Client:
             raise
         else:
             self._router.succeeded(sending, self._clock(), completion)
-            return sending, completion
+            return completion
         self._router.failed(sending, self._clock(), failure)
         raise failure
 
@@ -627,9 +645,10 @@ class Client:
 
     def _read_headers(self, sending: Sending, exchange: Exchange) -> None:
         headers = exchange.headers
-        sending.status = exchange.status
-        sending.request_id = read_id(headers.get("x-request-id"), sending.lane.provider.api_key)
-        sending.pause = pause(headers, refused=exchange.status == 429)
+        sending.status = status = exchange.status
+        if id_ := headers.get("x-request-id"):
+            sending.request_id = read_id(id_, sending.lane.provider.api_key)
+        sending.pause = pause(headers, refused=status == 429)
         sending.should_retry = headers.get("x-should-retry")
 
     async def _read_error(self, sending: Sending, exchange: Exchange, due: Due) -> APIError:

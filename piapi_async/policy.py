@@ -380,6 +380,7 @@ def _judge(error: APIError, retry: Retry) -> Verdict:
 _SECONDS = r"[0-9]{1,6}(\.[0-9]+)?"
 _DURATION = r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m(?!s))?(?:([0-9]{1,6}(?:\.[0-9]+)?)s)?(?:([0-9]{1,9}(?:\.[0-9]+)?)ms)?"
 _WHAT_IS_LEFT = tuple((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens"))
+_PAUSES = ("RateLimit", *(left for left, _ in _WHAT_IS_LEFT))
 
 PAUSE_CAP = 60.0
 """Longest pause that a count of what is left asks for: most such windows are a minute (ours)."""
@@ -426,6 +427,8 @@ def pause(headers: Headers, *, refused: bool = False) -> float:
         headers: The answer's.
         refused: Whether the answer is a 429: then a reset counts too of which it is not said how much is left.
     """
+    if not refused and not any(map(headers.get, _PAUSES)):
+        return 0.0
     empty = ("0", "") if refused else ("0",)
     waits = [
         _duration(headers.get(reset, "")) for left, reset in _WHAT_IS_LEFT if headers.get(left, "").strip() in empty

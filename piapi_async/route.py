@@ -51,6 +51,11 @@ class Lane:
             breaker = self.breakers[model] = Breaker(self.health, self.dice)
         return breaker
 
+    def admits(self, model: str, now: float) -> bool:
+        """Whether a call for a model may be sent: the model's breaker is closed, or this call can be its probe."""
+        breaker = self.breakers.get(model)
+        return breaker is None or breaker.closed or breaker.admits(now)
+
     @property
     def load(self) -> int:
         """Callers in flight and waiting."""
@@ -75,7 +80,7 @@ class Site:
             return None
         best = None
         for lane in self.lanes:
-            healthy = lane.breaker(model).admits(now) and lane.gate.pause_left(now) <= patience
+            healthy = lane.admits(model, now) and lane.gate.pause_left(now) <= patience
             if healthy and (best is None or lane.load < best.load):
                 best = lane
         return best
@@ -90,15 +95,6 @@ def _load(lane: Lane) -> int:
     return lane.load
 
 
-# To call `list[Attempt]` takes six times as long as `[]`.
-def _no_attempts() -> list[Attempt]:
-    return []
-
-
-def _no_failures() -> dict[Site, tuple[APIError, Verdict, int]]:
-    return {}
-
-
 @attrs.define(eq=False, repr=False)
 class Call:
     """One call of the caller, over all its attempts.
@@ -109,18 +105,18 @@ class Call:
         began: When, on the loop's clock.
         deadline: When all must be over.
         idempotency_key: The same for every attempt.
-        restart: Whether a stream that breaks off after its first text begins anew.
-        on_send: What the caller wants to be called right before each request.
         sites: The providers that may serve it, in order of preference.
         worst: What an attempt may cost at most, in picodollars; None without a budget.
-        attempts: Their records.
+        attempts: The records of its attempts.
+        failures: Each provider's last error with its verdict and how often it failed, in the order they failed.
+        restart: Whether a stream that breaks off after its first text begins anew.
+        on_send: What the caller wants to be called right before each request.
         sent: Attempts begun, without resends after a stale connection.
         resent: Whether the one free resend is used up.
         fresh: Whether the next attempt needs a new connection.
         panic: Whether no provider was healthy: then each gets a first attempt, and no retries.
         interrupted: What broke a stream off after its first text, until the new one begins.
         last: The attempt that failed last.
-        failures: Each provider's last error with its verdict and how often it failed, in the order they failed.
     """
 
     request: ChatRequest
@@ -128,18 +124,18 @@ class Call:
     began: float
     deadline: Due
     idempotency_key: str
+    sites: Sequence[Site]
+    worst: int | None
+    attempts: list[Attempt]
+    failures: dict[Site, tuple[APIError, Verdict, int]]
     restart: bool = False
     on_send: Callable[[], object] | None = None
-    sites: Sequence[Site] = ()
-    worst: int | None = None
-    attempts: list[Attempt] = attrs.field(factory=_no_attempts)
     sent: int = 0
     resent: bool = False
     fresh: bool = False
     panic: bool = False
     interrupted: APIError | None = None
     last: Sending | None = None
-    failures: dict[Site, tuple[APIError, Verdict, int]] = attrs.field(factory=_no_failures)
 
     def spent(self, site: Site) -> bool:
         """Whether a provider failed in a way, or so often, that this call must not ask it again."""
@@ -156,14 +152,14 @@ class Sending:
     lane: Lane
     breaker: Breaker
     began: float
-    probe: bool = False
+    probe: bool
+    reserved: int | None
     judged: bool = False
     status: int | None = None
     request_id: str | None = None
     first_token: float | None = None
     should_retry: str | None = None
     pause: float = 0.0
-    reserved: int | None = None
     bill: Bill | None = None
     whole: ChatCompletion | None = None
     ended: bool = False
@@ -305,11 +301,12 @@ class Router:
 
     def begin(self, call: Call, site: Site, lane: Lane, now: float, reserved: int | None = None) -> Sending:
         """Note that an attempt begins, its place at the gate taken; `succeeded`, `failed` or `abandoned` ends it."""
-        call.sent += 1
-        if site not in call.failures:
-            site.tokens = min(self._retry.tokens, site.tokens + self._retry.refill)
         breaker = lane.breaker(call.model)
-        return Sending(call, site, lane, breaker, now, breaker.begin(now), reserved=reserved)
+        probe = not breaker.closed and breaker.begin(now)
+        call.sent += 1
+        if site.tokens < self._retry.tokens and site not in call.failures:
+            site.tokens = min(self._retry.tokens, site.tokens + self._retry.refill)
+        return Sending(call, site, lane, breaker, now, probe, reserved)
 
     # -- noting how it ended -----------------------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ def make(
 def call(router: Router, now: float, deadline: float | None = None, **fields: Any) -> Call:
     due = Due() if deadline is None else Due(now + deadline, "deadline", deadline)
     request = ChatRequest(PROMPT, "gpt-4o", stream=fields.pop("stream", False))
-    return Call(request, request.model or "", now, due, "key-1", sites=router.sites, **fields)
+    return Call(request, request.model or "", now, due, "key-1", router.sites, None, [], {}, **fields)
 
 
 async def send(router: Router, call: Call, now: float, which: int = 0, key: int = 0) -> Sending:
