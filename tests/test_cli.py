@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -30,7 +30,7 @@ from piapi_async.catalog import CATALOG
 from piapi_async.cli import BACKUP_KEY, serve
 from piapi_async.cli.demo import QUESTIONS, Outage, Tally, fan_out, finish, load_questions
 from piapi_async.cli.demo import run as run_demo
-from piapi_async.cli.terminal import make_console, make_table, visible, write_tokens
+from piapi_async.cli.terminal import make_console, make_error_console, make_table, visible, write_tokens
 from piapi_async.testing import Cut, Delay, Garbage, LocalServer, Stall, Status
 
 KEY = "sk-local-test-key"
@@ -673,13 +673,16 @@ def test_a_table_is_ruled_on_a_terminal_only() -> None:
         assert ("─" in screen.getvalue()) is terminal
 
 
+@pytest.mark.parametrize(("name", "make"), [("stdout", make_console), ("stderr", make_error_console)])
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_pipe_gets_unwrapped_lines(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_gets_unwrapped_lines(
+    terminal: bool, name: str, make: Callable[[], Console], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Output(io.StringIO):
         def isatty(self) -> bool:
             return terminal
 
-    monkeypatch.setattr(sys, "stdout", output := Output())
+    monkeypatch.setattr(sys, name, output := Output())
     monkeypatch.setenv("COLUMNS", "20")
-    make_console().print("A sentence of more than twenty characters.")
+    make().print("A sentence of more than twenty characters.")
     assert (output.getvalue().count("\n") > 1) is terminal

@@ -20,9 +20,21 @@ import anyio
 import pytest
 from rich.console import Console
 
-from piapi_async import BatchQuote, BatchStatus, Client, LaneStatistics
+from piapi_async import BatchError, BatchQuote, BatchStatus, Client, LaneStatistics
 from piapi_async.__main__ import main
-from piapi_async.cli.batch import Job, _dollars, _duration, _end, _health, _Line, _remarks, print_quotes, run
+from piapi_async.cli.batch import (
+    Job,
+    ProgressLine,
+    dollars,
+    duration,
+    end,
+    health,
+    print_quotes,
+    remarks,
+    rescue,
+    run,
+    summary,
+)
 from piapi_async.testing import Delay, LocalServer, Status
 
 pytestmark = pytest.mark.anyio
@@ -285,7 +297,7 @@ def test_ctrl_c_while_it_reads() -> None:
         console = Console(file=io.StringIO())
         ending = anyio.Event()
         with anyio.CancelScope() as scope:
-            _end(_Line(client, console), ending, scope, console)
+            end(ProgressLine(client, console), ending, scope, console)
             await anyio.sleep_forever()
         assert not ending.is_set()
 
@@ -310,41 +322,41 @@ def lane(**state: object) -> LaneStatistics:
     ],
 )
 def test_the_state_of_a_provider(state: dict[str, object], said: str) -> None:
-    assert _health(lane(**state)) == said
+    assert health(lane(**state)) == said
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"), [(0.4, "0 s"), (119, "119 s"), (150, "2 min"), (7199, "119 min"), (9000, "2.5 h")]
 )
 def test_durations(seconds: float, said: str) -> None:
-    assert _duration(seconds) == said
+    assert duration(seconds) == said
 
 
 @pytest.mark.parametrize(
     ("amount", "said"), [("0", "$0.00"), ("0.00123", "$0.0012"), ("0.456", "$0.46"), ("12345.6", "$12,345.60")]
 )
 def test_dollars(amount: str, said: str) -> None:
-    assert _dollars(Decimal(amount)) == said
+    assert dollars(Decimal(amount)) == said
 
 
 def test_what_earlier_runs_left() -> None:
     status = BatchStatus(before=3, torn=True, broken=1, maybe_billed=tuple("abcdefg"))
-    assert list(_remarks(status)) == [
+    assert list(remarks(status)) == [
         "3 rows are done already.",
         "2 broken lines were taken out of the results; asking again.",
         "7 rows were under way when an earlier run ended, and may have been billed; asking again: "
         "a, b, c, d, e and 2 more",
     ]
-    assert next(iter(_remarks(BatchStatus(broken=1)))).startswith("1 broken line was")
-    assert "1 row was" in next(iter(_remarks(BatchStatus(maybe_billed=("a",)))))
+    assert next(iter(remarks(BatchStatus(broken=1)))).startswith("1 broken line was")
+    assert "1 row was" in next(iter(remarks(BatchStatus(maybe_billed=("a",)))))
 
 
 def test_the_line() -> None:
-    line = _Line(Client(KEY), Console(file=io.StringIO()))
+    line = ProgressLine(Client(KEY), Console(file=io.StringIO()))
     assert line.text() == "reading"
     line.note(BatchStatus(total=100, done=40, failed=2, before=10, tokens=3200, seconds=16.0, spent=Decimal("4")))
     assert line.text() == "40 of 100 done · 2 failed · 200 tokens/s · $4.00 of ~$9.80 · 29 s left · piapi ok"
-    stream = _Line(Client(KEY), Console(file=io.StringIO()))
+    stream = ProgressLine(Client(KEY), Console(file=io.StringIO()))
     stream.note(BatchStatus(done=1))
     assert stream.text() == "1 done · 0 failed · 0 tokens/s · $0.00 · piapi ok"
 
@@ -353,3 +365,27 @@ def test_a_price_that_is_not_known() -> None:
     screen = io.StringIO()
     print_quotes([BatchQuote("mine", 2, 10, None, None, 1)], Console(file=screen, width=120))
     assert screen.getvalue().count("unknown") == 2
+
+
+async def test_the_summary_of_a_run_that_broke_off() -> None:
+    status = BatchStatus(total=9, done=3, cut=("a", "b"), unknown=Decimal("0.5"), stopped="deadline")
+    said = {name: (figure, remark) for name, figure, remark in summary(status, Client(KEY))}
+    assert said["to be done"] == ("6", "the deadline came; run it again to go on")
+    assert said["maybe billed"] == ("2", "sent, no answer: a, b")
+    assert said["unknown bills"][0] == "$0.50"
+    endless = {name: figure for name, figure, _ in summary(BatchStatus(stopped="interrupted"), Client(KEY))}
+    assert endless["to be done"] == "some"
+
+
+@pytest.mark.parametrize("unsaved", [(), (b'{"id":"batch_req_1"}\n',)])
+def test_what_could_not_be_written(unsaved: tuple[bytes, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    screen = io.StringIO()
+    line = ProgressLine(Client(KEY), Console(file=screen, width=200))
+    error = BatchError("results.jsonl: it can not be written")
+    error.unsaved = unsaved
+    with pytest.raises(BatchError):  # nothing was sent: the command says so
+        rescue(error, line, Console(file=screen, width=200))
+    line.note(BatchStatus())
+    assert rescue(error, line, Console(file=screen, width=200)) == 1
+    assert capsys.readouterr().out == b"".join(unsaved).decode()
+    assert ("1 results, to be added" in screen.getvalue()) is bool(unsaved)

@@ -51,6 +51,25 @@ async def client(server: LocalServer) -> AsyncIterator[Client]:
         yield client
 
 
+# -- asked what it would cost ------------------------------------------------------------------------------------------
+
+
+def test_a_quote() -> None:
+    client = Client(KEY, model="gpt-4o")
+    quote = client.quote("four words of it", max_tokens=100)
+    assert (quote.model, quote.tokens) == ("gpt-4o", 6)
+    assert quote.least == 6 * Decimal("0.000001875")
+    assert quote.most is not None
+    assert quote.most >= quote.least + 100 * Decimal("0.0000075")
+    assert client.quote(ChatRequest("Hello!", "mine", stream=True)).least is None
+
+
+def test_a_quote_for_what_would_be_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="temperature") as caught:
+        Client(KEY, model="gpt-4o").quote(PROMPT, temperature=3)
+    assert_tight(caught.value)
+
+
 # -- made --------------------------------------------------------------------------------------------------------------
 
 

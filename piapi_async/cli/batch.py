@@ -86,13 +86,13 @@ async def run(client: Client, job: Job, out: Console, err: Console) -> int:
     Raises:
         BatchError: The batch could not begin.
     """
-    line = _Line(client, err)
+    line = ProgressLine(client, err)
     ending = anyio.Event()
     failure: PiAPIError | None = None
     status: BatchStatus | None = None
     async with client, anyio.create_task_group() as group:
         scope = group.cancel_scope
-        with _signals(lambda: _end(line, ending, scope, err)):
+        with _signals(lambda: end(line, ending, scope, err)):
             group.start_soon(line.show, job.tick)
             try:
                 status = await run_batch(
@@ -111,7 +111,7 @@ async def run(client: Client, job: Job, out: Console, err: Console) -> int:
                 failure = error
         scope.cancel()
     if failure is not None:
-        return _rescue(failure, line, err)
+        return rescue(failure, line, err)
     if status is None:
         return INTERRUPTED  # Ctrl-C before anything was sent, or twice
     _summarise(status, client, err if job.output == "-" else out)
@@ -134,7 +134,7 @@ def _signals(act: Callable[[], None]) -> Generator[None]:
             loop.remove_signal_handler(number)
 
 
-def _end(line: _Line, ending: anyio.Event, scope: anyio.CancelScope, err: Console) -> None:
+def end(line: ProgressLine, ending: anyio.Event, scope: anyio.CancelScope, err: Console) -> None:
     """The first Ctrl-C lets answers under way come in; where there are none yet, and at the second, it is over."""
     if line.status is None or ending.is_set():
         scope.cancel()
@@ -143,7 +143,7 @@ def _end(line: _Line, ending: anyio.Event, scope: anyio.CancelScope, err: Consol
     err.print(f"Ending: what is under way has a few seconds to come in ({line.status.under_way}). Again ends at once.")
 
 
-def _rescue(error: PiAPIError, line: _Line, err: Console) -> int:
+def rescue(error: PiAPIError, line: ProgressLine, err: Console) -> int:
     """Give the caller what was paid for and could not be written."""
     if line.status is None:
         raise error
@@ -163,7 +163,7 @@ def _rescue(error: PiAPIError, line: _Line, err: Console) -> int:
 # -- while it runs ---------------------------------------------------------------------------------------------------
 
 
-class _Line:
+class ProgressLine:
     """The progress line."""
 
     def __init__(self, client: Client, console: Console) -> None:
@@ -175,7 +175,7 @@ class _Line:
         """Take the status, which is the same object each time, and tell at the start what earlier runs left."""
         if self.status is None:
             self.status = status
-            for remark in _remarks(status):
+            for remark in remarks(status):
                 self._console.print(remark)
 
     async def show(self, tick: float | None) -> None:
@@ -197,7 +197,8 @@ class _Line:
         return " · ".join(_parts(self.status, self._client.statistics().lanes))
 
 
-def _remarks(status: BatchStatus) -> Iterable[str]:
+def remarks(status: BatchStatus) -> Iterable[str]:
+    """What earlier runs left."""
     if status.before:
         yield f"{status.before:,} rows are done already."
     if status.torn or status.broken:
@@ -225,10 +226,10 @@ def _parts(status: BatchStatus, lanes: Iterable[LaneStatistics]) -> Iterable[str
     yield f"{status.done:,} done" if status.total is None else f"{status.done:,} of {status.total:,} done"
     yield f"{status.failed:,} failed"
     yield f"{_pace(status):,.0f} tokens/s"
-    yield f"{_dollars(status.spent)}{_projected(status, finished)}"
+    yield f"{dollars(status.spent)}{_projected(status, finished)}"
     if status.pending and finished:
-        yield f"{_duration(status.pending * status.seconds / finished)} left"
-    yield ", ".join(f"{lane.provider} {_health(lane)}" for lane in lanes)
+        yield f"{duration(status.pending * status.seconds / finished)} left"
+    yield ", ".join(f"{lane.provider} {health(lane)}" for lane in lanes)
 
 
 def _pace(status: BatchStatus) -> float:
@@ -240,23 +241,25 @@ def _projected(status: BatchStatus, finished: int) -> str:
     """What it will cost in all, if the rest costs as much a row as those before."""
     if not status.pending or not finished or not status.done:
         return ""
-    return f" of ~{_dollars(status.spent + status.spent / status.done * status.pending)}"
+    return f" of ~{dollars(status.spent + status.spent / status.done * status.pending)}"
 
 
-def _health(lane: LaneStatistics) -> str:
+def health(lane: LaneStatistics) -> str:
+    """How a provider does, in a word."""
     if "open" in lane.breakers.values():
         return "down"
     if lane.pause > 0:
-        return f"pauses {_duration(lane.pause)}"
+        return f"pauses {duration(lane.pause)}"
     return "on trial" if "half-open" in lane.breakers.values() else "ok"
 
 
-def _dollars(amount: Decimal) -> str:
+def dollars(amount: Decimal) -> str:
     """Cents, and of a few cents the digits that count."""
     return f"${amount:,.2f}" if amount >= Decimal("0.1") or not amount else f"${amount:.4f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever tells enough."""
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"
@@ -272,12 +275,13 @@ def _summarise(status: BatchStatus, client: Client, console: Console) -> None:
     table.add_column()
     table.add_column(justify="right")
     table.add_column()
-    for row in _rows(status, client):
+    for row in summary(status, client):
         table.add_row(*row)
     console.print(table)
 
 
-def _rows(status: BatchStatus, client: Client) -> Iterable[tuple[str, str, str]]:
+def summary(status: BatchStatus, client: Client) -> Iterable[tuple[str, str, str]]:
+    """What came of a run: names, figures and remarks."""
     of = "" if status.total is None else f" of {status.total:,}"
     yield "answered", f"{status.done:,}{of}", f"{status.before:,} rows were finished before" if status.before else ""
     yield "failed", f"{status.failed:,}", "--retry-failed asks them again" if status.failed else ""
@@ -288,13 +292,13 @@ def _rows(status: BatchStatus, client: Client) -> Iterable[tuple[str, str, str]]
         yield "last error", "", str(status.error)
     if status.cut:
         yield "maybe billed", f"{len(status.cut):,}", f"sent, no answer: {_names(status.cut)}"
-    yield "cost", _dollars(status.spent), f"{_dollars(client.ledger.saved)} less than at the vendors' own prices"
+    yield "cost", dollars(status.spent), f"{dollars(client.ledger.saved)} less than at the vendors' own prices"
     if unpriced := sum(entry.unpriced for entry in client.ledger.entries):
         yield "no known price", f"{unpriced:,}", "answers, not in the cost"
     if status.unknown:
-        yield "unknown bills", _dollars(status.unknown), "at most, for requests that failed"
+        yield "unknown bills", dollars(status.unknown), "at most, for requests that failed"
     yield "tokens a second", f"{_pace(status):,.0f}", ""
-    yield "time", _duration(status.seconds), ""
+    yield "time", duration(status.seconds), ""
 
 
 def print_quotes(quotes: Sequence[BatchQuote], console: Console) -> None:
