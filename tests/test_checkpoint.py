@@ -441,16 +441,17 @@ def test_K6_a_repair_between_opening_and_locking(out: Path, monkeypatch: pytest.
 
 
 HOLD = """
-import sys, time
+import sys
 from piapi_async.checkpoint import Checkpoint
 found = Checkpoint(sys.argv[1])
 print("locked", flush=True)
-time.sleep(60)
+sys.stdin.read()  # until it is killed
 """
 
 
 def test_K7_the_lock_dies_with_its_process(out: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE) as holder:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdin=pipe, stdout=pipe) as holder:
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"locked\n"
