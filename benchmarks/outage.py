@@ -149,6 +149,10 @@ class FakeExchange(Exchange):
         content, self._content = self._content, b""
         return content
 
+    def at_end(self) -> bool:
+        """Whether the content has been read."""
+        return not self._content
+
     def finish(self) -> None:
         """There is nothing to give back."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from types import MappingProxyType
-from typing import NamedTuple
 
 import attrs
 
@@ -50,7 +49,8 @@ class Bill:
     estimated: bool
 
 
-class _Tariff(NamedTuple):
+@attrs.define(eq=False, repr=False)
+class _Tariff:
     """What a provider takes for a model.
 
     Attributes:
@@ -222,19 +222,18 @@ class Billing:
         """Enter an answer into the books, and say what it cost: by its usage, else by an estimate."""
         tariff = self._tariffs.get((id(provider), model)) or self._tariff(provider, model)
         usage = completion.usage
-        amount: int | None = None
-        saved = 0
-        if tariff.info is not None:
-            if usage is not None:
-                prompt, answer = usage.prompt_tokens, usage.completion_tokens
-            else:
-                prompt = self.estimate(request.messages)
-                answer = self.estimate(c.message for c in completion.choices)
-            amount = cost(tariff.info, prompt, answer)
-            if tariff.vendor is not None:
-                saved = cost(tariff.vendor, prompt, answer) - amount
-        self.ledger.settle(reserved, provider.name, tariff.name, amount, saved=saved, estimated=usage is None)
-        return Bill(None if amount is None else to_dollars(amount), usage is None)
+        if tariff.info is None:
+            self.ledger.settle(reserved, provider.name, tariff.name, None)
+            return Bill(None, usage is None)
+        if usage is not None:
+            prompt, answer = usage.prompt_tokens, usage.completion_tokens
+        else:
+            prompt = self.estimate(request.messages)
+            answer = self.estimate(c.message for c in completion.choices)
+        amount = cost(tariff.info, prompt, answer)
+        saved = 0 if tariff.vendor is None else cost(tariff.vendor, prompt, answer) - amount
+        self.ledger.settle(reserved, provider.name, tariff.name, amount, saved, usage is None)
+        return Bill(to_dollars(amount), usage is None)
 
     def lose(self, reserved: int | None, request: ChatRequest, model: str, provider: Provider) -> None:
         """Enter a request whose bill is unknown: what was reserved for it, or else the most that it may cost."""

@@ -35,6 +35,7 @@ class Breaker:
         "_health",
         "_probing",
         "_reopens",
+        "_running",
         "_since",
         "_until",
         "_window",
@@ -45,7 +46,8 @@ class Breaker:
         self._health = health
         self._dice = dice
         self._failed = 0  # in a row
-        self._window: deque[list[float]] = deque()  # [second, good, bad]
+        self._window: deque[list[float]] = deque()  # [second, good, bad], the running second last
+        self._running: list[float] = [-NEVER, 0, 0]
         self._since = 0.0
         self._until = 0.0
         self._reopens = 0
@@ -113,12 +115,13 @@ class Breaker:
 
     def _count(self, now: float, good: bool) -> None:
         """Add a call to the window."""
-        window, second = self._window, now // 1
-        if not window or window[-1][0] != second:
-            window.append([second, 0, 0])
-        window[-1][1 if good else 2] += 1
-        while window[0][0] <= second - self._health.window:
-            window.popleft()
+        second = now // 1
+        if self._running[0] != second:
+            self._running = [second, 0, 0]
+            self._window.append(self._running)
+            while self._window[0][0] <= second - self._health.window:
+                self._window.popleft()
+        self._running[1 if good else 2] += 1
 
     def _open(self, now: float) -> None:
         # Far past the cap the exponent stops to grow: a float would overflow in an outage of hours.
@@ -134,3 +137,4 @@ class Breaker:
         self.closed = True
         self._reopens = self._failed = self._good_probes = 0
         self._window.clear()
+        self._running = [-NEVER, 0, 0]

@@ -15,7 +15,7 @@ import contextlib
 import datetime
 import re
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation, localcontext
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, InvalidOperation, localcontext
 from functools import cached_property
 from types import MappingProxyType
 from typing import Final
@@ -47,6 +47,8 @@ READ_ON: Final = datetime.date(2026, 11, 22)
 """When the provider's page was read for `CATALOG`. The page itself carries no date."""
 
 _DOLLAR: Final = 10**12  # picodollars
+_PICODOLLAR: Final = Decimal("1E-12")
+_EXACT: Final = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX)  # rounds nothing
 _PER_MILLION: Final = 10**6  # picodollars a token, for one dollar per million tokens
 
 
@@ -258,7 +260,7 @@ def cost(info: ModelInfo, prompt_tokens: int, completion_tokens: int) -> int:
 
 def to_dollars(picodollars: int) -> Decimal:
     """Return the US dollars of an amount in picodollars, exactly, whatever the decimal context."""
-    return Decimal(f"{picodollars}E-12")
+    return _EXACT.multiply(picodollars, _PICODOLLAR)
 
 
 def from_dollars(amount: Decimal) -> int:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, cast
 
 import attrs
 
-from piapi_async.billing import Billing, Quote
+from piapi_async.billing import Bill, Billing, Quote
 from piapi_async.catalog import ModelInfo, allows, from_dollars
 from piapi_async.errors import (
     APIConnectionError,
@@ -152,6 +152,7 @@ class Client:
         self._retry = retry
         self._timeout = timeout
         self._require_finish_reason = require_finish_reason
+        self._plan = plan
         self.ledger = Ledger(_read_budget(budget))
         self._billing = Billing(primary, self.ledger, plan=plan, tokenizer=tokenizer, fold=system_role == "fold")
         dice = random.Random(seed)  # jitter is no secret
@@ -163,10 +164,12 @@ class Client:
             proxy=None if proxy is None else check_proxy(proxy),
             trust_env=trust_env,
         )
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # while it is open
         self._clock: Callable[[], float] = time.monotonic
         self._pid = 0
         self._closed = False
+        self._keys = ""
+        self._calls = 0
 
     def __repr__(self) -> str:
         if not hasattr(self, "_transport"):  # a traceback out of __init__ may ask
@@ -181,6 +184,7 @@ class Client:
             raise RuntimeError("this client was opened before; make another")
         self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
         self._clock = self._loop.time
+        self._keys = f"piapi-{os.urandom(16).hex()}"
         await self._transport.__aenter__()
         return self
 
@@ -191,7 +195,7 @@ class Client:
 
     async def aclose(self) -> None:
         """Close every connection; calls under way fail with `APIConnectionError`. Idempotent."""
-        self._closed = True
+        self._closed, self._loop = True, None
         await self._transport.close()
 
     def statistics(self) -> Statistics:
@@ -337,15 +341,15 @@ class Client:
             if deadline is not None and not (isinstance(cast("object", deadline), (int, float)) and deadline > 0):
                 raise InvalidRequestError("deadline: it is not a number above 0; pass seconds, or None")
             name = request.model or ""
-            sites = self._sites(name)
+            sites = self._router.sites if self._plan is None else self._sites(name)
             worst = None
             if self.ledger.limited:
                 worst = self._billing.worst(request, name, [site.provider for site in sites])
         except (InvalidRequestError, TypeError) as error:
             return error.with_traceback(None)
         due = NO_DEADLINE if deadline is None else Due(now + deadline, "deadline", deadline)
-        key = f"piapi-{random.getrandbits(128):032x}"
-        return Call(request, name, now, due, key, sites, worst, [], {})
+        self._calls += 1
+        return Call(request, name, now, due, f"{self._keys}-{self._calls}", sites, worst, [], {})
 
     def _checked(
         self, prompt: Prompt, model: str | None, params: ChatParams
@@ -357,36 +361,41 @@ class Client:
             return error.with_traceback(None)
 
     def _check_usable(self) -> None:
-        if self._closed or self._loop is None:
+        try:
+            usable = self._loop is not None and asyncio.get_running_loop() is self._loop
+        except RuntimeError:  # none is running, as in the child of a fork
+            usable = False
+        if usable:
+            return
+        if self._loop is None:
             state = "closed" if self._closed else "not open"
             raise RuntimeError(f"the client is {state}; use it inside `async with Client(...) as client:`")
         if os.getpid() != self._pid:
             raise RuntimeError("the client was opened before this process forked; make another in the child")
-        if asyncio.get_running_loop() is not self._loop:
-            raise RuntimeError("the client belongs to another event loop; make one for each loop")
+        raise RuntimeError("the client belongs to another event loop; make one for each loop")
 
     def _request(self, prompt: Prompt, model: str | None, params: ChatParams, *, stream: bool) -> ChatRequest:
-        changes: dict[str, Any] = {}
         if params:
             _check_names(params)
-            changes = {k: v for k, v in params.items() if v is not None}
         if isinstance(prompt, ChatRequest):
-            if prompt.stream and not stream:
-                raise InvalidRequestError("stream: complete() does not stream; use client.stream()")
-            request = prompt
-            changes |= {"model": model} if model else {}
+            request = self._changed(prompt, model, params, stream=stream)
         else:
-            request = ChatRequest(cast("Any", prompt), model or self.model, stream=stream, **changes)
-            changes = {}
-        if not request.model and self.model and "model" not in changes:
-            changes["model"] = self.model
-        if request.stream != stream:
-            changes["stream"] = stream
-        if changes:
-            request = attrs.evolve(request, **changes)
+            request = ChatRequest(cast("Any", prompt), model or self.model, stream=stream, **params)
         if not request.model:
             raise InvalidRequestError("model: there is none; pass model=…, or set it with Client(model=…)")
         return self._billing.check_roles(request, request.model)
+
+    def _changed(self, request: ChatRequest, model: str | None, params: ChatParams, *, stream: bool) -> ChatRequest:
+        """A request that the caller made, with what the call says beside it."""
+        if request.stream and not stream:
+            raise InvalidRequestError("stream: complete() does not stream; use client.stream()")
+        changes: dict[str, Any] = {name: value for name, value in params.items() if value is not None}
+        name = model or request.model or self.model
+        if name != request.model:
+            changes["model"] = name
+        if request.stream != stream:
+            changes["stream"] = stream
+        return attrs.evolve(request, **changes) if changes else request
 
     def _sites(self, model: str) -> Sequence[Site]:
         """The providers that may serve a model."""
@@ -465,7 +474,8 @@ class Client:
         """Begin an attempt if there is a place for it now; one that has to wait for nothing needs no coroutine."""
         reserved = None if call.worst is None else self.ledger.reserve(call.worst)
         if lane.gate.take(self._tokens(call) if lane.gate.counts_tokens else 0, now):
-            if call.panic or lane.admits(call.model, now):
+            # A first attempt's lane was chosen just now, a later one's before a wait.
+            if not call.sent or call.panic or lane.admits(call.model, now):
                 return self._router.begin(call, site, lane, now, reserved)
             lane.gate.release()
         if reserved is not None:
@@ -532,10 +542,11 @@ class Client:
 
     async def _complete_once(self, sending: Sending) -> ChatCompletion:
         try:
-            due = sending.call.deadline.after(sending.began, "total", self._timeout.total)
+            timeout = self._timeout
+            due = sending.call.deadline.after(sending.began, "total", timeout.total, timeout.progress)
             exchange = await self._open(sending, due)
             completion = decode_completion(
-                await exchange.read_all(due, self._timeout.progress),
+                await exchange.read_all(due),
                 asked=sending.call.model,
                 secrets=sending.lane.provider.api_key,
             )
@@ -629,7 +640,8 @@ class Client:
             exchange = await self._send(sending, due, fresh=True)
         self._read_headers(sending, exchange)
         if exchange.status == 200:
-            self._router.opened(sending)
+            if sending.pause:
+                self._router.opened(sending)
             return exchange
         raise await self._read_error(sending, exchange, due)
 
@@ -638,18 +650,19 @@ class Client:
         if call.on_send is not None:
             call.on_send()
         body = encode_request(call.request, provider.model(call.model), include_usage=provider.stream_usage)
-        headers = {"Idempotency-Key": call.idempotency_key, "X-Attempt": str(len(call.attempts) + 1)}
+        headers = {"Idempotency-Key": call.idempotency_key}
+        if call.attempts:
+            headers["X-Attempt"] = str(len(call.attempts) + 1)
         if call.request.stream:
             headers["Accept"] = "text/event-stream"
         return self._transport.send(sending.lane.endpoint, body, headers, due, fresh=fresh)
 
     def _read_headers(self, sending: Sending, exchange: Exchange) -> None:
-        headers = exchange.headers
+        sending.headers = headers = exchange.headers
         sending.status = status = exchange.status
         if id_ := headers.get("x-request-id"):
             sending.request_id = read_id(id_, sending.lane.provider.api_key)
         sending.pause = pause(headers, refused=status == 429)
-        sending.should_retry = headers.get("x-should-retry")
 
     async def _read_error(self, sending: Sending, exchange: Exchange, due: Due) -> APIError:
         body = b""
@@ -675,17 +688,16 @@ class Client:
         return self._billing.estimate(request.messages) + asked * (request.n or 1)
 
     def _finish(self, sending: Sending, completion: ChatCompletion) -> ChatCompletion:
-        call, provider = sending.call, sending.lane.provider
-        if completion.usage and sending.lane.gate.counts_tokens:
-            sending.lane.gate.settle(self._tokens(call), completion.usage.total_tokens)
+        call, lane, bill = sending.call, sending.lane, cast("Bill", sending.bill)
+        if lane.gate.counts_tokens and completion.usage:
+            lane.gate.settle(self._tokens(call), completion.usage.total_tokens)
         # The completion is still ours alone, so it is filled in, which saves 1 µs against a changed copy.
-        vars(completion).update(
-            cost=sending.bill.cost if sending.bill else None,
-            cost_estimated=sending.bill.estimated if sending.bill else False,
-            provider=provider.name,
-            attempts=tuple(call.attempts),
-            request_id=sending.request_id,
-        )
+        fields = vars(completion)
+        fields["cost"] = bill.cost
+        fields["cost_estimated"] = bill.estimated
+        fields["provider"] = lane.provider.name
+        fields["attempts"] = tuple(call.attempts)
+        fields["request_id"] = sending.request_id
         return completion
 
 

@@ -173,11 +173,11 @@ class Ledger:
         self._unknown += from_dollars(unknown)
 
     def settle(
-        self, reserved: int, provider: str, model: str, cost: int | None, *, saved: int = 0, estimated: bool = False
+        self, reserved: int, provider: str, model: str, cost: int | None, saved: int = 0, estimated: bool = False
     ) -> None:
         """Turn what was reserved into what the answer cost; None where the price is unknown."""
         self._reserved -= reserved
-        row = self._row(provider, model)
+        row = self._rows.get((provider, model)) or self._row(provider, model)
         row.calls += 1
         if cost is None:
             row.unpriced += 1

@@ -275,7 +275,7 @@ class ChatCompletion:
     provider: str = ""
     attempts: tuple[Attempt, ...] = ()
     request_id: str | None = None
-    _body: str | None = attrs.field(default=None, alias="body", repr=False, eq=False)
+    _body: bytes | None = attrs.field(default=None, alias="body", repr=False, eq=False)
 
     @property
     def text(self) -> str:
@@ -291,7 +291,7 @@ class ChatCompletion:
     def raw(self) -> Raw:
         """The provider's JSON object, nothing dropped; parsed anew at each access."""
         if self._body is not None:
-            return _parse_raw(self._body)
+            return _parse_raw(self._body.decode("utf-8", "replace"))
         return {
             "id": self.id,
             "object": self.object,

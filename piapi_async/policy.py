@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Literal, Protocol, cast, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast, overload
 
 import attrs
 
@@ -230,8 +230,7 @@ class Timeout:
 _REASONING = r"(?i)(.*/)?(o\d|deepseek-r)"
 
 
-@attrs.frozen
-class Due:
+class Due(NamedTuple):
     """When a wait ends in `APITimeoutError`.
 
     Attributes:
@@ -246,11 +245,11 @@ class Due:
     seconds: float = NEVER
     progress: float | None = None
 
-    def after(self, now: float, kind: str, seconds: float | None) -> Due:
-        """This moment, or `seconds` from now if that comes first."""
+    def after(self, now: float, kind: str, seconds: float | None, progress: float | None = None) -> Due:
+        """This moment, or `seconds` from now if that comes first; single waits before it end after `progress`."""
         if seconds is None or now + seconds >= self.at:
-            return self
-        return Due(now + seconds, kind, seconds)
+            return self if progress is None else self._replace(progress=progress)
+        return Due(now + seconds, kind, seconds, progress)
 
     def ends(self, now: float) -> float:
         """When a wait that begins now must end."""
@@ -380,7 +379,6 @@ def _judge(error: APIError, retry: Retry) -> Verdict:
 _SECONDS = r"[0-9]{1,6}(\.[0-9]+)?"
 _DURATION = r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m(?!s))?(?:([0-9]{1,6}(?:\.[0-9]+)?)s)?(?:([0-9]{1,9}(?:\.[0-9]+)?)ms)?"
 _WHAT_IS_LEFT = tuple((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens"))
-_PAUSES = ("RateLimit", *(left for left, _ in _WHAT_IS_LEFT))
 
 PAUSE_CAP = 60.0
 """Longest pause that a count of what is left asks for: most such windows are a minute (ours)."""
@@ -427,19 +425,18 @@ def pause(headers: Headers, *, refused: bool = False) -> float:
         headers: The answer's.
         refused: Whether the answer is a 429: then a reset counts too of which it is not said how much is left.
     """
-    if not refused and not any(map(headers.get, _PAUSES)):
-        return 0.0
-    empty = ("0", "") if refused else ("0",)
-    waits = [
-        _duration(headers.get(reset, "")) for left, reset in _WHAT_IS_LEFT if headers.get(left, "").strip() in empty
-    ]
-    for item in ",".join(_values(headers, "RateLimit")).split(",") if headers.get("RateLimit") else ():
-        # IETF draft, a structured field: "default";r=0;t=30
-        fields = [part.strip() for part in item.split(";")]
-        if "r=0" in fields:
-            waits += [float(f[2:]) for f in fields if f.startswith("t=") and re.fullmatch(_SECONDS, f[2:])]
-    longest = max(waits) if waits else 0.0
-    if not longest:
+    waits: list[float] = []
+    for left, reset in _WHAT_IS_LEFT:
+        count = headers.get(left, "").strip()
+        if count == "0" or (refused and not count):
+            waits.append(_duration(headers.get(reset, "")))
+    if headers.get("RateLimit"):
+        for item in ",".join(_values(headers, "RateLimit")).split(","):
+            # IETF draft, a structured field: "default";r=0;t=30
+            fields = [part.strip() for part in item.split(";")]
+            if "r=0" in fields:
+                waits += [float(f[2:]) for f in fields if f.startswith("t=") and re.fullmatch(_SECONDS, f[2:])]
+    if not waits or not (longest := max(waits)):
         return 0.0
     asked = retry_after(headers)
     return min(PAUSE_CAP, longest if asked is None else asked)

@@ -93,7 +93,7 @@ class Endpoint:
         provider: Name of the provider.
         url: The whole URL of chat completions.
         secret: The key, which goes to this URL's origin only.
-        headers: Extra headers.
+        headers: Extra headers; those of a single request win over them.
     """
 
     provider: str
@@ -102,25 +102,54 @@ class Endpoint:
     headers: Mapping[str, str] = attrs.field(factory=dict[str, str])
 
 
-class _Trip:
-    """One request under way: the socket made for it, its answer once that begins, and when its wait must end.
+class Exchange:
+    """One request under way, and its answer: status and headers at once, the body as it is read.
 
     Attributes:
-        made: The socket, as the factory deep inside aiohttp tells; None where a kept connection is used.
-        response: The answer.
+        status: HTTP status.
+        headers: The answer's headers, names in any case, each once or more.
+        response: aiohttp's answer, once it begins.
+        made: The socket made for it, as the factory deep inside aiohttp tells; None where a kept connection is used.
         due: When the wait that is under way ends in a timeout, `NEVER` while there is none.
         expired: Whether one did.
     """
 
-    __slots__ = ("_cancelling", "_task", "due", "expired", "made", "response")
+    headers: Headers
+    status: int
 
-    def __init__(self, task: asyncio.Task[object]) -> None:
+    __slots__ = (
+        "_cancelling",
+        "_inflate",
+        "_line",
+        "_reader",
+        "_task",
+        "due",
+        "expired",
+        "headers",
+        "made",
+        "response",
+        "status",
+    )
+
+    def __init__(self, line: _Line, task: asyncio.Task[object]) -> None:
+        self._line = line
         self._task = task
         self._cancelling = task.cancelling()
-        self.made: socket.socket | None = None
         self.response: aiohttp.ClientResponse | None = None
+        self.made: socket.socket | None = None
         self.due = NEVER
         self.expired = False
+
+    def begin(self, response: aiohttp.ClientResponse) -> None:
+        """Note that the answer begins."""
+        self.response = response
+        self._reader = response.content
+        self.status = response.status
+        self.headers = headers = cast("Headers", response.headers)
+        self._inflate: Inflate | None = None
+        encoding = headers.get("Content-Encoding")
+        if encoding is not None and encoding.lower() != "identity":
+            self._inflate = zlib.decompressobj(wbits=47)  # 47: zlib or gzip, as it comes
 
     def expire(self, due: float) -> None:
         """End the wait, if it is still the one that was due: by a cancellation, or by closing the answer."""
@@ -132,7 +161,7 @@ class _Trip:
                 self.response.close()
 
     def caused(self) -> bool:
-        """Whether a `CancelledError` is this trip's own; takes the cancellation back if so."""
+        """Whether a `CancelledError` is this exchange's own; takes the cancellation back if so."""
         return self.expired and self._task.uncancel() <= self._cancelling
 
     def abandon(self) -> None:
@@ -140,34 +169,6 @@ class _Trip:
         if self.made is not None:
             with suppress(OSError):
                 self.made.shutdown(socket.SHUT_RDWR)
-
-
-_trip: ContextVar[_Trip] = ContextVar("piapi_async_trip")
-
-
-class Exchange:
-    """One request's answer: status and headers at once, the body as it is read.
-
-    Attributes:
-        status: HTTP status.
-        headers: The answer's headers, names in any case, each once or more.
-    """
-
-    headers: Headers
-    status: int
-
-    __slots__ = ("_inflate", "_line", "_reader", "_trip", "headers", "status")
-
-    def __init__(self, response: aiohttp.ClientResponse, trip: _Trip, line: _Line) -> None:
-        self._reader = response.content
-        self._trip = trip
-        self._line = line
-        self.status = response.status
-        self.headers = cast("Headers", response.headers)
-        encoding = response.headers.get("Content-Encoding")
-        self._inflate: Inflate | None = None
-        if encoding is not None and encoding.lower() != "identity":
-            self._inflate = zlib.decompressobj(wbits=47)  # 47: zlib or gzip, as it comes
 
     def read(self, due: Due) -> Awaitable[bytes]:
         """Return the bytes that have arrived, at least one, or `b""` at the end of the body.
@@ -204,7 +205,7 @@ class Exchange:
         try:
             if content.is_eof():
                 return content.read_nowait()
-            line.wait(self._trip, due.ends(now))
+            line.wait(self, due.ends(now))
             return await content.readany()
         except asyncio.CancelledError:
             self.close()
@@ -212,18 +213,21 @@ class Exchange:
         except _FOREIGN as error:
             failure = error
         finally:
-            self._trip.due = NEVER
+            self.due = NEVER
         self.close()
-        if self._trip.expired:
+        if self.expired:
             raise timed_out(due.after(now, "progress", due.progress), line.host)
         raise _closed(line.host) if line.closed else _translate(failure, line.host, in_body=True)
 
-    async def read_all(self, due: Due, progress: float | None, start: bytes = b"") -> bytes:
+    def at_end(self) -> bool:
+        """Whether the body has been read to its end; another `read` may tell where this does not."""
+        return self._inflate is None and self._reader.at_eof()
+
+    async def read_all(self, due: Due, start: bytes = b"") -> bytes:
         """Return the whole body.
 
         Args:
             due: When it must be there.
-            progress: Most seconds between two pieces.
             start: What has been read of it before.
 
         Raises:
@@ -232,7 +236,6 @@ class Exchange:
         """
         pieces = [start] if start else []
         size = len(start)
-        due = Due(due.at, due.kind, due.seconds, progress)
         while piece := await self.read(due):
             pieces.append(piece)
             size += len(piece)
@@ -242,6 +245,8 @@ class Exchange:
                     f"{self._line.host} answered with more than {MAX_BODY_BYTES:,} bytes; ask for a shorter answer",
                     maybe_billed=True,
                 )
+            if self.at_end():
+                break
         self.finish()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -258,11 +263,14 @@ class Exchange:
 
     def finish(self) -> None:
         """End a body that has been read as far as it matters, and keep its connection if it ends by itself soon."""
-        self._line.finish(self._trip)
+        self._line.finish(self)
 
     def close(self) -> None:
         """Close the connection, now."""
-        self._line.close(self._trip)
+        self._line.close(self)
+
+
+_exchange: ContextVar[Exchange] = ContextVar("piapi_async_exchange")
 
 
 class _Line:
@@ -282,7 +290,7 @@ class _Line:
         self.closed = False
         self._loop = asyncio.get_running_loop()
         self.time = self._loop.time
-        self._trips: set[_Trip] = set()
+        self._exchanges: set[Exchange] = set()
         self._draining: dict[aiohttp.ClientResponse, asyncio.TimerHandle] = {}
         self._rings = NEVER
         self._alarm: asyncio.TimerHandle | None = None
@@ -290,7 +298,7 @@ class _Line:
     @property
     def in_flight(self) -> int:
         """Requests sent whose answer has not ended."""
-        return len(self._trips)
+        return len(self._exchanges)
 
     @property
     def spare(self) -> aiohttp.ClientSession:
@@ -299,14 +307,16 @@ class _Line:
             self._spare = self._open_session(force_close=True)
         return self._spare
 
-    def begin(self, trip: _Trip, due: float) -> None:
-        """Note that a request is sent, whose answer must begin before `due`."""
-        self._trips.add(trip)
-        self.wait(trip, due)
+    def begin(self, due: float) -> Exchange:
+        """Begin a request, whose answer must begin before `due`."""
+        exchange = Exchange(self, cast("asyncio.Task[object]", asyncio.current_task(self._loop)))
+        self._exchanges.add(exchange)
+        self.wait(exchange, due)
+        return exchange
 
-    def wait(self, trip: _Trip, due: float) -> None:
-        """Let a trip's wait expire at `due`, unless it is reset before."""
-        trip.due = due
+    def wait(self, exchange: Exchange, due: float) -> None:
+        """Let an exchange's wait expire at `due`, unless it is reset before."""
+        exchange.due = due
         if due < self._rings:
             self._ring_at(due)
 
@@ -320,24 +330,23 @@ class _Line:
         """End the waits that are due; each ring looks at all, but there are few: most waits end long before."""
         now = self.time()
         self._rings = nearest = NEVER
-        for trip in self._trips:
-            if trip.due <= now:
+        for exchange in self._exchanges:
+            if exchange.due <= now:
                 # One turn of the loop later: bytes that arrived while it was blocked have then ended the wait.
-                self._loop.call_soon(trip.expire, trip.due)
+                self._loop.call_soon(exchange.expire, exchange.due)
             else:
-                nearest = min(nearest, trip.due)
+                nearest = min(nearest, exchange.due)
         if nearest < NEVER:
             self._ring_at(nearest)
 
-    def finish(self, trip: _Trip) -> None:
+    def finish(self, exchange: Exchange) -> None:
         """Give the connection back once the body has ended, or close it after `DRAIN_SECONDS`."""
-        self._trips.discard(trip)
-        response = cast("aiohttp.ClientResponse", trip.response)
-        content = response.content
-        if content.is_eof():
+        self._exchanges.discard(exchange)
+        response = exchange.response
+        if response is None or response.content.is_eof():
             return  # the response has given its connection back by itself
         self._draining[response] = self._loop.call_later(DRAIN_SECONDS, self._shut, response)
-        content.on_eof(lambda: self._drained(response))
+        response.content.on_eof(lambda: self._drained(response))
 
     def _drained(self, response: aiohttp.ClientResponse) -> None:
         if timer := self._draining.pop(response, None):
@@ -347,18 +356,18 @@ class _Line:
         self._drained(response)
         response.close()
 
-    def close(self, trip: _Trip) -> None:
+    def close(self, exchange: Exchange) -> None:
         """Close an answer's connection; a request without an answer yet fails with its session."""
-        self._trips.discard(trip)
-        if trip.response is not None:
-            self._shut(trip.response)
+        self._exchanges.discard(exchange)
+        if exchange.response is not None:
+            self._shut(exchange.response)
 
     async def close_all(self) -> None:
         """Close every connection; reads under way fail."""
         self.closed = True
         if self._alarm is not None:
             self._alarm.cancel()
-        for response in [*(trip.response for trip in self._trips if trip.response is not None), *self._draining]:
+        for response in [*(e.response for e in self._exchanges if e.response is not None), *self._draining]:
             self._shut(response)
         await self.session.close()
         if self._spare is not None:
@@ -410,8 +419,8 @@ class _Opener:
         for option, value in KEEPALIVE:
             made.setsockopt(socket.IPPROTO_TCP, option, value)
         self._sockets.add(made)
-        if trip := _trip.get(None):
-            trip.made = made
+        if exchange := _exchange.get(None):
+            exchange.made = made
         return made
 
 
@@ -520,37 +529,36 @@ class SessionPool:
         line = self._lines.get(endpoint)
         if line is None:
             raise _closed(endpoint.provider)
-        trip = _Trip(cast("asyncio.Task[object]", asyncio.current_task()))
-        token = _trip.set(trip)
+        exchange = line.begin(due.at)
+        token = _exchange.set(exchange)
         failure: BaseException
-        line.begin(trip, due.at)
         try:
             # The header with the key is built in the call, never bound to a name: a traceback may show locals.
-            trip.response = response = await (line.spare if fresh else line.session).post(
+            response = await (line.spare if fresh else line.session).post(
                 line.url,
                 data=body.content if len(body.content) < LARGE_BODY else io.BytesIO(body.content),
                 headers={"Authorization": f"Bearer {endpoint.secret.reveal()}", **headers},
                 allow_redirects=False,
             )
+            exchange.begin(response)
+            return exchange
         except asyncio.CancelledError as error:
-            trip.abandon()
-            if not trip.caused():
-                line.close(trip)
+            exchange.abandon()
+            if not exchange.caused():
+                line.close(exchange)
                 raise
             failure = error
         except _FOREIGN as error:
             failure = error
-        else:
-            return Exchange(response, trip, line)
         finally:
-            trip.due = NEVER
-            _trip.reset(token)
-        line.close(trip)
-        if trip.expired:
+            exchange.due = NEVER
+            _exchange.reset(token)
+        line.close(exchange)
+        if exchange.expired:
             raise timed_out(due, line.host)
         if line.closed:
             raise _closed(line.host)
-        raise _translate(failure, line.host, reused=trip.made is None, connect_timeout=self.connect_timeout or NEVER)
+        raise _translate(failure, line.host, reused=exchange.made is None, connect_timeout=self.connect_timeout or NEVER)
 
 
 def _environment_proxy(url: str) -> str | None:

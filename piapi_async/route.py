@@ -18,7 +18,7 @@ from piapi_async.breaker import Breaker
 from piapi_async.errors import AllProvidersFailedError, APIError, APIStatusError
 from piapi_async.gate import Gate
 from piapi_async.models import Attempt, ChatCompletion, ChatRequest, Usage
-from piapi_async.policy import NEVER, PAUSE_CAP, Due, Health, Limits, Retry, Verdict, judge, timed_out
+from piapi_async.policy import NEVER, PAUSE_CAP, Due, Headers, Health, Limits, Retry, Verdict, judge, timed_out
 from piapi_async.pool import Endpoint
 from piapi_async.provider import Provider
 
@@ -91,6 +91,11 @@ class Site:
         return seen[len(seen) * 95 // 100] if len(seen) >= SAMPLES // 10 else None
 
 
+def _headers(provider: Provider) -> dict[str, str]:
+    """What nearly all requests to a provider have in common."""
+    return {"X-Attempt": "1", **provider.headers}
+
+
 def _load(lane: Lane) -> int:
     return lane.load
 
@@ -158,7 +163,7 @@ class Sending:
     status: int | None = None
     request_id: str | None = None
     first_token: float | None = None
-    should_retry: str | None = None
+    headers: Headers | None = None
     pause: float = 0.0
     bill: Bill | None = None
     whole: ChatCompletion | None = None
@@ -256,7 +261,7 @@ class Router:
                 [
                     Lane(
                         provider,
-                        Endpoint(provider.name, f"{provider.base_url}/chat/completions", secret, provider.headers),
+                        Endpoint(provider.name, f"{provider.base_url}/chat/completions", secret, _headers(provider)),
                         Gate(provider.name, provider.limits or limits, dice),
                         health,
                         dice,
@@ -330,18 +335,18 @@ class Router:
 
     def succeeded(self, sending: Sending, now: float, completion: ChatCompletion) -> None:
         """Note a good answer, book it, and give the place at the gate back, as the next two do."""
-        call, provider = sending.call, sending.lane.provider
+        call, lane = sending.call, sending.lane
         self._end(sending, now, "ok", completion.usage, good=None if sending.judged else True)
-        sending.bill = self._billing.book(sending.reserved or 0, call.request, call.model, provider, completion)
-        sending.lane.gate.good()
-        begin = sending.first_token
-        sending.site.starts[begin is not None].append(now - sending.began if begin is None else begin)
+        sending.bill = self._billing.book(sending.reserved or 0, call.request, call.model, lane.provider, completion)
+        lane.gate.good()
+        if self._retry.hedge:
+            begin = sending.first_token
+            sending.site.starts[begin is not None].append(now - sending.began if begin is None else begin)
 
     def opened(self, sending: Sending) -> None:
-        """Note that an answer begins well: if it is the last one for a while, nobody sends until then."""
-        if sending.pause:
-            sending.lane.gate.pause(sending.pause, PAUSE_CAP)
-            sending.pause = 0.0
+        """Note an answer that begins well, but is the last one for a while: nobody sends until then."""
+        sending.lane.gate.pause(sending.pause, PAUSE_CAP)
+        sending.pause = 0.0
 
     def answered(self, sending: Sending, now: float) -> None:
         """Note the first event of a stream: a provider on probation has then shown what it was asked to show."""
@@ -360,7 +365,8 @@ class Router:
         """Note a failure, and tell the error what only the call knows."""
         error.provider = sending.lane.provider.name
         error.request_id = sending.request_id
-        verdict = judge(error, self._retry, should_retry=sending.should_retry)
+        should_retry = None if sending.headers is None else sending.headers.get("x-should-retry")
+        verdict = judge(error, self._retry, should_retry=should_retry)
         self._end(sending, now, error.kind, good=False if verdict.sick else None)
         if error.maybe_billed:
             self._lose(sending)

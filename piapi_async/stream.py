@@ -233,7 +233,7 @@ class Readable(Protocol):
         """Return the bytes that have arrived, `b""` at the end."""
         ...
 
-    async def read_all(self, due: Due, progress: float | None, start: bytes = b"") -> bytes:
+    async def read_all(self, due: Due, start: bytes = b"") -> bytes:
         """Return the rest of the body behind `start`."""
         ...
 
@@ -284,7 +284,8 @@ async def read_chunks(
         if not data:
             break
         if fresh and _is_document(data):
-            completion = decode_completion(await exchange.read_all(due, timers.progress, data), secrets=secrets)
+            body = await exchange.read_all(due._replace(progress=timers.progress), data)
+            completion = decode_completion(body, secrets=secrets)
             chunks, ended, failure = [_as_chunk(completion)], True, None
         else:
             chunks, ended, failure = _decode(events, decoder, data)

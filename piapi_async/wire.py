@@ -89,7 +89,16 @@ def encode_request(request: ChatRequest, model: str, *, include_usage: bool = Fa
     Raises:
         InvalidRequestError: The body is larger than `MAX_REQUEST_BYTES`.
     """
-    body = msgspec.json.encode(_wire_fields(request, model, include_usage), enc_hook=_as_builtin)
+    fields = dict(vars(request))  # holds what is given, and no more
+    fields["messages"] = [_message_fields(message) for message in request.messages]
+    fields["model"] = model
+    if include_usage and request.stream:
+        fields.setdefault("stream_options", {"include_usage": True})
+    if request.extra_body is not None:
+        del fields["extra_body"]
+        fields.update(request.extra_body)
+    body = _encode(fields)
+    del fields
     if len(body) <= MAX_REQUEST_BYTES:
         return Body(body)
     size = len(body)
@@ -106,50 +115,35 @@ def _as_builtin(value: object) -> object:
     return int(value) if isinstance(value, int) else float(cast("float", value))
 
 
-def _wire_fields(request: ChatRequest, model: str, include_usage: bool) -> JSON:
-    fields = dict(vars(request))  # holds what is given, and no more
-    fields["messages"] = [_message_fields(message) for message in request.messages]
-    fields["model"] = model
-    if include_usage and request.stream:
-        fields.setdefault("stream_options", {"include_usage": True})
-    if request.extra_body is not None:
-        del fields["extra_body"]
-        fields.update(request.extra_body)
-    return fields
+_encode = msgspec.json.Encoder(enc_hook=_as_builtin).encode
 
 
 def _message_fields(message: Message) -> JSON:
-    fields = _given(message)
-    if message.tool_calls is not None:
-        fields["tool_calls"] = [_given(call) for call in message.tool_calls]
-    return fields
-
-
-def _given(value: Message | ToolCall) -> JSON:
     """The fields that are not None, which is what msgspec would send of the rest; what is in them it encodes itself.
 
     A cattrs hook does the same in 1 µs more.
     """
-    return {name: field for name, field in vars(value).items() if field is not None}
+    fields: JSON = {"role": message.role}
+    if message.content is not None:
+        fields["content"] = message.content
+    if message.name is not None:
+        fields["name"] = message.name
+    if message.function_call is not None:
+        fields["function_call"] = message.function_call
+    if message.tool_calls is not None:
+        fields["tool_calls"] = [
+            {name: field for name, field in vars(call).items() if field is not None} for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        fields["tool_call_id"] = message.tool_call_id
+    return fields
 
 
 # -- answers: the fast way -------------------------------------------------------------------------------------------
 
 
-@attrs.frozen(slots=False, eq=False, repr=False)
-class _Body:
-    """What of a completion is on the wire; `ChatCompletion` adds what is known beside it."""
-
-    choices: tuple[Choice, ...]
-    id: str | None = None
-    object: str | None = None
-    created: int | None = None
-    model: str | None = None
-    usage: Usage | None = None
-    error: Anything = None  # found here sooner than by a search for the word
-
-
-_decode_body = msgspec.json.Decoder(_Body).decode
+# A completion's own fields beside the wire's (its cost, its attempts, …) are filled in by the client whatever was sent.
+_decode_body = msgspec.json.Decoder(ChatCompletion).decode
 _decode_chunk = msgspec.json.Decoder(ChatCompletionChunk).decode
 
 # What a JSON engine raises on bad input, on any engine: syntax and types, bad UTF-8 and surrogates, too deep.
@@ -161,9 +155,12 @@ SHALLOW = 1000
 chunk would cost half as much as decoding it."""
 
 
-def _may_be_deep(text: str, shallow: int = MAX_DEPTH) -> bool:
-    """Whether JSON needs the tolerant way from the start, as it may nest too deep."""
-    return len(text) > shallow and text.count("[") + text.count("{") > MAX_DEPTH
+def _may_be_deep(body: bytes) -> bool:
+    """Whether JSON needs the tolerant way from the start, as it may nest too deep.
+
+    It counts the brackets: by what is left without them, as `bytes.count` takes 0.6 µs longer for a short answer.
+    """
+    return 2 * len(body) - len(body.replace(b"[", b"")) - len(body.replace(b"{", b"")) > MAX_DEPTH
 
 
 def decode_completion(body: bytes, *, asked: str = "", secrets: Iterable[Secret] = ()) -> ChatCompletion:
@@ -178,27 +175,15 @@ def decode_completion(body: bytes, *, asked: str = "", secrets: Iterable[Secret]
         APIStatusError: The body is an error object; its child class is the one of the status that it stands for.
         APIResponseError: The body is no completion.
     """
-    text = body.decode("utf-8", "replace")
     try:
-        decoded = None if _may_be_deep(text) else _decode_body(body)
+        completion = None if _may_be_deep(body) else _decode_body(body)
     except _ENGINE_ERRORS:
-        decoded = None
-    if decoded is None or not decoded.choices or decoded.error is not None or decoded.object == "error":
-        fields = _clean(_parse(text, secrets))
-        text = json.dumps(fields)
-        _raise_error_object(fields, secrets)
-        if not isinstance(fields.get("choices"), list) or not fields["choices"]:
-            raise _malformed("it has no choices", text, secrets, NO_COMPLETION)
-        decoded = _structure(_normalise(fields), _Body, text, secrets)
-    return ChatCompletion(
-        id=decoded.id or "",
-        object=decoded.object or "chat.completion",
-        created=decoded.created or 0,
-        model=decoded.model or asked,
-        choices=decoded.choices,
-        usage=decoded.usage,
-        body=text,
-    )
+        completion = None
+    # A quoted word is found only as a key or a whole value, since quotes inside strings are escaped.
+    if completion is None or not completion.choices or body.find(b'"error"') >= 0:
+        return _decode_slowly(body, asked, secrets)
+    vars(completion)["_body"] = body
+    return completion
 
 
 # -- answers: the tolerant way ---------------------------------------------------------------------------------------
@@ -388,6 +373,36 @@ def _normalise_tool(call: object) -> object:
 
 def _without_nulls(value: JSON) -> JSON:
     return {k: v for k, v in value.items() if v is not None}
+
+
+@attrs.frozen(slots=False, eq=False, repr=False)
+class _Body:
+    """What of a completion is on the wire, and may be missing there."""
+
+    choices: tuple[Choice, ...]
+    id: str | None = None
+    object: str | None = None
+    created: int | None = None
+    model: str | None = None
+    usage: Usage | None = None
+
+
+def _decode_slowly(body: bytes, asked: str, secrets: Iterable[Secret]) -> ChatCompletion:
+    fields = _clean(_parse(body.decode("utf-8", "replace"), secrets))
+    text = json.dumps(fields)
+    _raise_error_object(fields, secrets)
+    if not isinstance(fields.get("choices"), list) or not fields["choices"]:
+        raise _malformed("it has no choices", text, secrets, NO_COMPLETION)
+    found = _structure(_normalise(fields), _Body, text, secrets)
+    return ChatCompletion(
+        id=found.id or "",
+        object=found.object or "chat.completion",
+        created=found.created or 0,
+        model=found.model or asked,
+        choices=found.choices,
+        usage=found.usage,
+        body=text.encode(),
+    )
 
 
 def _structure(fields: JSON, kind: type[T], text: str, secrets: Iterable[Secret]) -> T:
@@ -631,8 +646,8 @@ class ChunkDecoder:
         """
         data = event.data
         # A quoted word is found only as a key or a whole value, since quotes inside strings are escaped.
-        odd = '"error"' in data or _may_be_deep(data, SHALLOW) or event.event != "message" or bool(self._halves)
-        if not odd and data.startswith("{"):
+        odd = '"error"' in data or event.event != "message" or bool(self._halves)
+        if not odd and data.startswith("{") and (len(data) <= SHALLOW or not _may_be_deep(data.encode())):
             try:
                 chunk = _decode_chunk(data)
             except _ENGINE_ERRORS:

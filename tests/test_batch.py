@@ -1177,14 +1177,9 @@ class Instant(Exchange):
     def __init__(self) -> None:
         self.status = 200
         self.headers = cast("Any", {"x-request-id": "req_1"})
-        self._content = completion()
 
-    async def read(self, due: Due) -> bytes:
-        content, self._content = self._content, b""
-        return content
-
-    def finish(self) -> None:
-        """There is nothing to give back."""
+    async def read_all(self, due: Due, start: bytes = b"") -> bytes:
+        return start + completion()
 
 
 class InstantTransport:

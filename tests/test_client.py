@@ -152,11 +152,26 @@ async def test_another_loop(client: Client) -> None:
         await asyncio.to_thread(elsewhere)
 
 
-async def test_a_fork(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+async def test_a_fork(client: Client) -> None:
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            client.stream("x")
+        except RuntimeError as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.wait()
+    assert b"forked" in os.read(reader, 200)
+    os.close(reader)
+    os.close(writer)
+
+
+async def test_a_loop_of_a_forked_process(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     pid = os.getpid()
     monkeypatch.setattr(os, "getpid", lambda: pid + 1)
     with pytest.raises(RuntimeError, match="forked"):
-        await client.complete("x")
+        await asyncio.to_thread(lambda: asyncio.run(client.complete("x")))
 
 
 async def test_closed_with_calls_under_way(server: LocalServer) -> None:

@@ -514,7 +514,7 @@ def test_raw_of_a_completion_that_was_joined() -> None:
 
 
 def test_raw_is_the_callers_own() -> None:
-    completion = answer(body='{"a": [1], "huge": 1e999, "long": ' + "1" * 5000 + "}")
+    completion = answer(body=b'{"a": [1], "huge": 1e999, "long": ' + b"1" * 5000 + b"}")
     assert completion.raw == {"a": [1], "huge": "1e999", "long": "1" * 5000}
     completion.raw["a"] = 2
     assert completion.raw["a"] == [1]

@@ -46,7 +46,7 @@ async def test_open_idle_in_flight(server: RawServer) -> None:
         assert repr(pool) == "<SessionPool open=0 idle=0 in_flight=0>"
         exchange = await pool.send(target, BODY, {}, Due())
         assert repr(pool) == "<SessionPool open=1 idle=0 in_flight=1>"
-        assert await exchange.read_all(Due(), None) == b'{"a": 1}'
+        assert await exchange.read_all(Due()) == b'{"a": 1}'
         assert repr(pool) == "<SessionPool open=1 idle=1 in_flight=0>"
     assert repr(pool) == "<SessionPool closed>"
     await pool.close()
@@ -59,14 +59,14 @@ async def test_a_key_has_a_session_of_its_own(server: RawServer) -> None:
     first, second = endpoint(server), endpoint(server)
     async with SessionPool([first, second]) as pool:
         for target in (first, second):
-            await (await pool.send(target, BODY, {}, Due())).read_all(Due(), None)
+            await (await pool.send(target, BODY, {}, Due())).read_all(Due())
     assert server.connections == 2
 
 
 async def test_what_is_sent(server: RawServer) -> None:
     target = endpoint(server)
     async with SessionPool([target]) as pool:
-        await (await pool.send(target, Body(b"x" * (2 << 20)), {"X-Attempt": "1"}, Due())).read_all(Due(), None)
+        await (await pool.send(target, Body(b"x" * (2 << 20)), {"X-Attempt": "1"}, Due())).read_all(Due())
     head, _, body = server.requests[0].partition(b"\r\n\r\n")
     fields = dict(line.split(b": ", 1) for line in head.lower().split(b"\r\n")[1:])
     assert fields[b"authorization"] == b"bearer sk-secret-secret"
@@ -82,18 +82,18 @@ async def test_cookies_are_forgotten() -> None:
         target = endpoint(server)
         async with SessionPool([target]) as pool:
             for _ in range(2):
-                await (await pool.send(target, BODY, {}, Due())).read_all(Due(), None)
+                await (await pool.send(target, BODY, {}, Due())).read_all(Due())
         assert b"cookie" not in server.requests[1].lower()
 
 
 async def test_proxy_and_environment(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = Endpoint("piapi", "http://api.invalid/v1/chat/completions", Secret("sk-x"))
     async with SessionPool([elsewhere], proxy=server.base_url.removesuffix("/v1")) as pool:
-        await (await pool.send(elsewhere, BODY, {}, Due())).read_all(Due(), None)
+        await (await pool.send(elsewhere, BODY, {}, Due())).read_all(Due())
     assert server.requests[0].startswith(b"POST http://api.invalid/v1/chat/completions")
     monkeypatch.setenv("HTTP_PROXY", server.base_url.removesuffix("/v1"))
     async with SessionPool([elsewhere], trust_env=True) as pool:
-        await (await pool.send(elsewhere, BODY, {}, Due())).read_all(Due(), None)
+        await (await pool.send(elsewhere, BODY, {}, Due())).read_all(Due())
     assert len(server.requests) == 2
     async with SessionPool([elsewhere]) as pool:  # the environment does not count unless asked
         with pytest.raises(APIConnectionError) as caught:
@@ -156,7 +156,7 @@ async def test_a_compressed_body_is_undone_in_pieces() -> None:
             assert max(map(len, pieces)) <= INFLATED_PIECE
             exchange = await pool.send(target, BODY, {}, Due(), fresh=True)
             with pytest.raises(APIResponseError) as caught:
-                await exchange.read_all(Due(), None)
+                await exchange.read_all(Due())
             assert caught.value.kind == "encoding"
 
 
@@ -192,7 +192,7 @@ async def test_bytes_that_arrived_while_the_loop_was_blocked_win_over_the_timer(
             await asyncio.to_thread(started.wait, 5)
             time.sleep(0.1)  # noqa: ASYNC251  # no await: the loop must be blocked past the timer
             exchange = await sending
-            assert await exchange.read_all(Due(), None) == b"{}"
+            assert await exchange.read_all(Due()) == b"{}"
 
 
 async def test_a_cancel_from_outside_is_not_taken_for_the_timer() -> None:
@@ -222,4 +222,4 @@ async def test_a_compressed_body_that_comes_byte_by_byte() -> None:
         target = endpoint(server)
         async with SessionPool([target]) as pool:
             exchange = await pool.send(target, BODY, {}, Due())
-            assert await exchange.read_all(Due(), None) == b"plain text"
+            assert await exchange.read_all(Due()) == b"plain text"

@@ -249,7 +249,7 @@ async def test_turned_away(now: float) -> None:
 
 
 async def test_succeeded(now: float) -> None:
-    router = make(limits=Limits(concurrency=4))
+    router = make(limits=Limits(concurrency=4), retry=Retry(hedge=True))
     asked = call(router, now)
     gate = router.sites[0].lanes[0].gate
     gate.bound = 1
@@ -265,7 +265,7 @@ async def test_succeeded(now: float) -> None:
 
 
 async def test_succeeded_with_nothing_left(now: float) -> None:
-    router = make()
+    router = make(retry=Retry(hedge=True))
     for pause, longest in ((30.0, 33.0), (60.0, 60.0)):
         sending = await send(router, call(router, now), now)
         sending.pause = pause
@@ -567,7 +567,7 @@ async def test_it_is_not_worth_the_wait(why: str, now: float) -> None:
     if why == "tokens":
         router.sites[0].tokens = 0
     error = status(529 if why == "overloaded" else 429, 2.5 if why == "long" else 1.5)
-    await fail(router, asked, now, error, should_retry="false" if why == "told not to" else None)
+    await fail(router, asked, now, error, headers={"x-should-retry": "false"} if why == "told not to" else None)
     assert name(router.after(asked, now, error)) == "two"
 
 

@@ -41,7 +41,7 @@ class Bytes:
             raise self.error
         return self.pieces.pop(0) if self.pieces else b""
 
-    async def read_all(self, due: Due, progress: float | None, start: bytes = b"") -> bytes:
+    async def read_all(self, due: Due, start: bytes = b"") -> bytes:
         body, self.pieces = start + b"".join(self.pieces), []
         return body
 
