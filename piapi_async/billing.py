@@ -13,6 +13,7 @@ from piapi_async.catalog import (
     ModelInfo,
     allows,
     at_vendor_price,
+    charge,
     cost,
     estimate_tokens,
     find,
@@ -24,7 +25,7 @@ from piapi_async.ledger import Ledger
 from piapi_async.models import ChatCompletion, ChatRequest, Message
 from piapi_async.provider import Provider
 
-__all__ = ["Bill", "Billing", "Quote"]
+__all__ = ["NO_BILL", "Bill", "Billing", "Quote"]
 
 MESSAGE_TOKENS = 16
 """Tokens that a message may cost beside its text: roles and separators (ours: twice what OpenAI's chat format adds)."""
@@ -49,19 +50,23 @@ class Bill:
     estimated: bool
 
 
+NO_BILL = Bill(None, False)
+"""Of an attempt that has no answer."""
+
+
 @attrs.define(eq=False, repr=False)
 class _Tariff:
     """What a provider takes for a model.
 
     Attributes:
         name: The provider's name of it.
-        info: Its price there; None when unknown.
+        rates: Its price there, as `ModelInfo.picodollars`; None when unknown.
         vendor: The vendor's own price; None when unknown.
     """
 
     name: str
-    info: ModelInfo | None
-    vendor: ModelInfo | None
+    rates: tuple[int, int, int] | None
+    vendor: tuple[int, int, int] | None
 
 
 @attrs.frozen
@@ -222,7 +227,8 @@ class Billing:
         """Enter an answer into the books, and say what it cost: by its usage, else by an estimate."""
         tariff = self._tariffs.get((id(provider), model)) or self._tariff(provider, model)
         usage = completion.usage
-        if tariff.info is None:
+        rates, vendor = tariff.rates, tariff.vendor
+        if rates is None:
             self.ledger.settle(reserved, provider.name, tariff.name, None)
             return Bill(None, usage is None)
         if usage is not None:
@@ -230,8 +236,8 @@ class Billing:
         else:
             prompt = self.estimate(request.messages)
             answer = self.estimate(c.message for c in completion.choices)
-        amount = cost(tariff.info, prompt, answer)
-        saved = 0 if tariff.vendor is None else cost(tariff.vendor, prompt, answer) - amount
+        amount = charge(rates, prompt, answer)
+        saved = 0 if vendor is None else charge(vendor, prompt, answer) - amount
         self.ledger.settle(reserved, provider.name, tariff.name, amount, saved, usage is None)
         return Bill(to_dollars(amount), usage is None)
 
@@ -251,7 +257,8 @@ class Billing:
         """Look up what `book` needs, once for each provider and model: to do so for each answer took 2 µs."""
         name = provider.model(model)
         info = self._find(provider, name)
-        tariff = _Tariff(name, info, None if info is None else at_vendor_price(info))
+        vendor = None if info is None else at_vendor_price(info)
+        tariff = _Tariff(name, info and info.picodollars, vendor and vendor.picodollars)
         self._tariffs[id(provider), model] = tariff
         return tariff
 

@@ -74,7 +74,7 @@ class Breaker:
         self._probing = self._probing or probe
         return probe
 
-    def end(self, now: float, good: bool | None, *, probe: bool = False, began: float = NEVER) -> None:
+    def end(self, now: float, good: bool | None, probe: bool = False, began: float = NEVER) -> None:
         """Note how a call ended: well, badly, or (None) in a way that says nothing of the provider's health.
 
         Args:
@@ -92,7 +92,10 @@ class Breaker:
             if began >= self._since:
                 self._judge_open(now, good, probe=probe)
             return
-        self._count(now, good)
+        second = now // 1
+        if self._running[0] != second:
+            self._next_second(second)
+        self._running[1 if good else 2] += 1
         if good:
             self._failed = 0
             return  # a good call opens nothing
@@ -113,15 +116,12 @@ class Breaker:
         elif probe:
             self._open(now)
 
-    def _count(self, now: float, good: bool) -> None:
-        """Add a call to the window."""
-        second = now // 1
-        if self._running[0] != second:
-            self._running = [second, 0, 0]
-            self._window.append(self._running)
-            while self._window[0][0] <= second - self._health.window:
-                self._window.popleft()
-        self._running[1 if good else 2] += 1
+    def _next_second(self, second: float) -> None:
+        """Move the window on."""
+        self._running = [second, 0, 0]
+        self._window.append(self._running)
+        while self._window[0][0] <= second - self._health.window:
+            self._window.popleft()
 
     def _open(self, now: float) -> None:
         # Far past the cap the exponent stops to grow: a float would overflow in an outage of hours.

@@ -32,6 +32,7 @@ __all__ = [
     "ModelInfo",
     "allows",
     "at_vendor_price",
+    "charge",
     "cost",
     "estimate_tokens",
     "find",
@@ -254,8 +255,14 @@ def cost(info: ModelInfo, prompt_tokens: int, completion_tokens: int) -> int:
     """
     if prompt_tokens < 0 or completion_tokens < 0:
         raise ValueError(f"tokens can't be negative: {prompt_tokens} + {completion_tokens}")
-    per_prompt_token, per_completion_token, minimum = info.picodollars
-    return max(per_prompt_token * prompt_tokens + per_completion_token * completion_tokens, minimum)
+    return charge(info.picodollars, prompt_tokens, completion_tokens)
+
+
+def charge(rates: tuple[int, int, int], prompt_tokens: int, completion_tokens: int) -> int:
+    """Do as `cost`, with the model's `picodollars` and counts that were checked."""
+    per_prompt_token, per_completion_token, minimum = rates
+    amount = per_prompt_token * prompt_tokens + per_completion_token * completion_tokens
+    return amount if amount > minimum else minimum
 
 
 def to_dollars(picodollars: int) -> Decimal:

@@ -58,6 +58,7 @@ class Gate:
     Attributes:
         in_flight: Places taken.
         bound: Most places, as narrowed by 429s.
+        paused_until: The end of the last cool-down.
         counts_tokens: Whether tokens are limited here.
 
     Args:
@@ -82,7 +83,9 @@ class Gate:
         self._tokens = _Bucket(limits.tokens_per_minute) if limits.tokens_per_minute else None
         self._good = 0
         self._narrowed = -NEVER
-        self._paused_until = -NEVER
+        self.paused_until = -NEVER
+        self._calm_at = -NEVER  # the end of the ramp behind the pause
+        self._metered = self._requests is not None or self._tokens is not None
         self._queue: dict[_Waiter, None] = {}
         self.bound = limits.concurrency
         self.counts_tokens = self._tokens is not None
@@ -95,20 +98,21 @@ class Gate:
 
     def pause_left(self, now: float) -> float:
         """Seconds of cool-down left, 0 for none."""
-        return self._paused_until - now if now < self._paused_until else 0.0
+        return self.paused_until - now if now < self.paused_until else 0.0
 
     def opens(self, tokens: float, now: float) -> float:
         """The moment at which a request of so many tokens may pass; `NEVER` while only a release can let it."""
-        if now < self._paused_until:
-            return self._paused_until
+        if now < self.paused_until:
+            return self.paused_until
         if self.in_flight >= self.bound:
             return NEVER
-        ramp = self._limits.ramp
-        if self.in_flight and now < self._paused_until + ramp:
+        if now < self._calm_at:
             # After a cool-down the bound grows from one to its whole width, so that not all callers come at once.
-            at = self._paused_until + ramp * self.in_flight / self.bound
+            at = self.paused_until + self._limits.ramp * self.in_flight / self.bound
             if now < at:
                 return at
+        if not self._metered:
+            return now
         if self._requests is not None:
             now = self._requests.opens(1, now)
         return now if self._tokens is None else self._tokens.opens(tokens, now)
@@ -157,10 +161,11 @@ class Gate:
 
     def _take(self, tokens: float, now: float) -> None:
         self.in_flight += 1
-        if self._requests is not None:
-            self._requests.take(1, now)
-        if self._tokens is not None:
-            self._tokens.take(tokens, now)
+        if self._metered:
+            if self._requests is not None:
+                self._requests.take(1, now)
+            if self._tokens is not None:
+                self._tokens.take(tokens, now)
 
     def release(self) -> None:
         """Give a place back."""
@@ -200,7 +205,8 @@ class Gate:
         """
         jitter = self._dice.uniform(0, min(seconds, max(0.5, seconds / 10)))
         until = self._clock() + min(most, seconds + jitter)
-        self._paused_until = max(self._paused_until, until)
+        self.paused_until = max(self.paused_until, until)
+        self._calm_at = self.paused_until + self._limits.ramp
         for waiter in self._queue:  # all look at the pause anew: for some it is not worth the wait
             waiter.wake()
 

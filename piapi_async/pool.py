@@ -145,9 +145,10 @@ class Exchange:
         self.response = response
         self._reader = response.content
         self.status = response.status
-        self.headers = headers = cast("Headers", response.headers)
+        headers: Any = response.headers
+        self.headers = headers
         self._inflate: Inflate | None = None
-        encoding = headers.get("Content-Encoding")
+        encoding = response.headers.get("Content-Encoding")
         if encoding is not None and encoding.lower() != "identity":
             self._inflate = zlib.decompressobj(wbits=47)  # 47: zlib or gzip, as it comes
 
@@ -309,7 +310,8 @@ class _Line:
 
     def begin(self, due: float) -> Exchange:
         """Begin a request, whose answer must begin before `due`."""
-        exchange = Exchange(self, cast("asyncio.Task[object]", asyncio.current_task(self._loop)))
+        task: Any = asyncio.current_task(self._loop)
+        exchange = Exchange(self, task)
         self._exchanges.add(exchange)
         self.wait(exchange, due)
         return exchange

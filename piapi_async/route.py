@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 
-from piapi_async.billing import Bill, Billing
+from piapi_async.billing import NO_BILL, Bill, Billing
 from piapi_async.breaker import Breaker
 from piapi_async.errors import AllProvidersFailedError, APIError, APIStatusError
 from piapi_async.gate import Gate
@@ -80,7 +80,7 @@ class Site:
             return None
         best = None
         for lane in self.lanes:
-            healthy = lane.admits(model, now) and lane.gate.pause_left(now) <= patience
+            healthy = lane.gate.paused_until - now <= patience and lane.admits(model, now)
             if healthy and (best is None or lane.load < best.load):
                 best = lane
         return best
@@ -165,7 +165,7 @@ class Sending:
     first_token: float | None = None
     headers: Headers | None = None
     pause: float = 0.0
-    bill: Bill | None = None
+    bill: Bill = NO_BILL
     whole: ChatCompletion | None = None
     ended: bool = False
 
@@ -330,7 +330,7 @@ class Router:
         sending.ended = True
         sending.record(now, kind, usage)
         self.outcomes[kind] += 1
-        sending.breaker.end(now, good, probe=sending.probe, began=sending.began)
+        sending.breaker.end(now, good, sending.probe, sending.began)
         sending.lane.gate.release()
 
     def succeeded(self, sending: Sending, now: float, completion: ChatCompletion) -> None:
@@ -354,7 +354,7 @@ class Router:
         if sending.probe:
             sending.probe = False
             sending.judged = True
-            sending.breaker.end(now, good=True, probe=True, began=sending.began)
+            sending.breaker.end(now, True, True, sending.began)
 
     def abandoned(self, sending: Sending, now: float) -> None:
         """Note that the caller left, or that the other of two hedged attempts won."""

@@ -275,7 +275,7 @@ async def test_succeeded_with_nothing_left(now: float) -> None:
         router.succeeded(sending, now + 2, WHOLE)
         assert gate.pause_left(now) == left  # it counts from the headers, however long the answer takes
         assert pause - 1 <= router.sites[0].lanes[0].gate.pause_left(now) <= longest + 1
-        router.sites[0].lanes[0].gate._paused_until = -NEVER
+        router.sites[0].lanes[0].gate.paused_until = -NEVER
     assert list(router.sites[0].starts[False]) == [2, 2]  # no stream: the whole answer counts
 
 
@@ -399,7 +399,7 @@ async def test_the_backoff_of_a_throttle_grows_with_each_of_a_call(now: float) -
     for _ in range(200):
         asked = call(router, now)
         for i in range(4):
-            gate._paused_until = -NEVER
+            gate.paused_until = -NEVER
             await send_through(router, asked, now)
             longest[i] = max(longest[i], gate.pause_left(now))
     for i, seconds in enumerate(longest):
