@@ -445,14 +445,18 @@ class Client:
                     yield Restarted(call.interrupted)
                     call.interrupted = None
                 yield begun.first
-                while (batch := await self._next(begun)) is not None:
+                async for batch in begun.batches:
+                    if begun.sending.first_token is None:
+                        self._router.answered(begun.sending, self._clock())
                     yield batch
                     del batch  # as in `read_chunks`
+                whole = self._end_stream(begun)
             except APIError as error:
                 failure = error.with_traceback(None)
+                if begun is not None:
+                    self._break_off(begun, failure)
             else:
-                # It ended well, so the whole answer is there.
-                yield self._finish(begun.sending, cast("ChatCompletion", begun.sending.whole))
+                yield self._finish(begun.sending, whole)
                 return
             finally:
                 if begun is not None and not begun.sending.ended:
@@ -587,35 +591,32 @@ class Client:
 
     async def _read_first(self, begun: _Begun) -> _Begun:
         try:
-            begun.first = await self._next(begun) or []
-        except BaseException:
-            if not begun.sending.ended:
-                await self._leave(begun)
-            raise
-        return begun
-
-    async def _next(self, begun: _Begun) -> list[ChatCompletionChunk] | None:
-        """Return the chunks that come next, None after the last ones of a whole answer."""
-        sending, answer = begun.sending, begun.answer
-        try:
-            batch = await anext(begun.batches)
-        except StopAsyncIteration:
-            begun.exchange.finish()
-            sending.whole = answer.whole(sending.call.model)
-            self._router.succeeded(sending, self._clock(), sending.whole)
-            return None
+            begun.first = await anext(begun.batches)
         except APIError as error:
             failure = error.with_traceback(None)
+        except BaseException:
+            await self._leave(begun)
+            raise
         else:
-            if sending.first_token is None:
-                self._router.answered(sending, self._clock())
-            return batch
-        begun.exchange.close()
-        failure.partial = answer.text
-        failure.committed = answer.has_content
-        failure.maybe_billed = failure.maybe_billed or answer.begun
-        self._router.failed(sending, self._clock(), failure)
+            self._router.answered(begun.sending, self._clock())
+            return begun
+        self._break_off(begun, failure)
         raise failure
+
+    def _end_stream(self, begun: _Begun) -> ChatCompletion:
+        """Note that a stream ended well, and return the whole answer."""
+        begun.exchange.finish()
+        whole = begun.answer.whole(begun.sending.call.model)
+        self._router.succeeded(begun.sending, self._clock(), whole)
+        return whole
+
+    def _break_off(self, begun: _Begun, failure: APIError) -> None:
+        """Note that a stream failed, and tell the error what had come by then."""
+        begun.exchange.close()
+        failure.partial = begun.answer.text
+        failure.committed = begun.answer.has_content
+        failure.maybe_billed = failure.maybe_billed or begun.answer.begun
+        self._router.failed(begun.sending, self._clock(), failure)
 
     async def _leave(self, begun: _Begun) -> None:
         """Close a stream before its end."""

@@ -111,6 +111,7 @@ class Exchange:
         response: aiohttp's answer, once it begins.
         made: The socket made for it, as the factory deep inside aiohttp tells; None where a kept connection is used.
         due: When the wait that is under way ends in a timeout, `NEVER` while there is none.
+        began: When the last wait for the body began.
         expired: Whether one did.
     """
 
@@ -123,6 +124,7 @@ class Exchange:
         "_line",
         "_reader",
         "_task",
+        "began",
         "due",
         "expired",
         "headers",
@@ -138,6 +140,7 @@ class Exchange:
         self.response: aiohttp.ClientResponse | None = None
         self.made: socket.socket | None = None
         self.due = NEVER
+        self.began = NEVER
         self.expired = False
 
     def begin(self, response: aiohttp.ClientResponse) -> None:
@@ -183,6 +186,7 @@ class Exchange:
 
     async def _read_inflated(self, due: Due, inflate: Inflate) -> bytes:
         """Undo a content encoding that nobody asked for, in pieces, so that a small body can't fill the memory."""
+        due = due.after(self._line.time(), "progress", due.progress)  # for all the reads that it takes
         while data := inflate.unconsumed_tail or await self._read(due):
             try:
                 plain = inflate.decompress(data, INFLATED_PIECE)
@@ -202,10 +206,10 @@ class Exchange:
     async def _read(self, due: Due) -> bytes:
         content, line = self._reader, self._line
         failure: BaseException
-        now = line.time()
         try:
             if content.is_eof():
                 return content.read_nowait()
+            self.began = now = line.time()
             line.wait(self, due.ends(now))
             return await content.readany()
         except asyncio.CancelledError:
@@ -217,7 +221,7 @@ class Exchange:
             self.due = NEVER
         self.close()
         if self.expired:
-            raise timed_out(due.after(now, "progress", due.progress), line.host)
+            raise timed_out(due.after(self.began, "progress", due.progress), line.host)
         raise _closed(line.host) if line.closed else _translate(failure, line.host, in_body=True)
 
     def at_end(self) -> bool:

@@ -166,7 +166,6 @@ class Sending:
     headers: Headers | None = None
     pause: float = 0.0
     bill: Bill = NO_BILL
-    whole: ChatCompletion | None = None
     ended: bool = False
 
     def record(self, now: float, kind: str = "ok", usage: Usage | None = None) -> None:

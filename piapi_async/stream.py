@@ -7,7 +7,6 @@ a source that the client makes, and knows nothing of the client.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias, TypeVar, cast
@@ -158,11 +157,6 @@ class Answer:
         """Whether any text, or fragment of a call, has come."""
         return any(choice.content or choice.function_call or choice.tools for choice in self._choices.values())
 
-    def extend(self, chunks: Iterable[ChatCompletionChunk]) -> None:
-        """Add chunks."""
-        for chunk in chunks:
-            self.add(chunk)
-
     def add(self, chunk: ChatCompletionChunk) -> None:
         """Add one chunk."""
         if not self._seen or not self._model:
@@ -229,6 +223,9 @@ class Answer:
 class Readable(Protocol):
     """What is read from: a `pool.Exchange`, or a test's stand-in."""
 
+    began: float
+    """When the last wait began."""
+
     def read(self, due: Due) -> Awaitable[bytes]:
         """Return the bytes that have arrived, `b""` at the end."""
         ...
@@ -268,10 +265,10 @@ async def read_chunks(
     Raises:
         APIError: The stream broke off, stalled, held an error, or ended before it was whole.
     """
-    clock = asyncio.get_running_loop().time
     events = SSEDecoder()
     decoder = ChunkDecoder(secrets)
     due = timers.first_event
+    between = timers.deadline._replace(progress=timers.progress)  # for each wait from its own beginning
     fresh, ended, broken = True, False, False
     while not ended:
         try:
@@ -290,10 +287,14 @@ async def read_chunks(
         else:
             chunks, ended, failure = _decode(events, decoder, data)
         fresh = fresh and data.isspace()
-        answer.extend(chunks)
         if chunks:
+            for chunk in chunks:
+                answer.add(chunk)
+                del chunk
             yield chunks
-            due = timers.deadline.after(clock(), "progress", timers.progress)
+            due = between
+        elif due is between:  # what came were comments, which don't count
+            due = timers.deadline.after(exchange.began, "progress", timers.progress)
         del data, chunks  # else they stay while the next are waited for: 2.2 KiB a stream
         if failure is not None:
             raise failure
@@ -475,7 +476,12 @@ class ChatStream:
 
     async def _iterate_tokens(self) -> AsyncGenerator[str, None]:
         async for item in self._source:
-            tokens = _tokens(self._keep(item))
+            tokens = [
+                content
+                for chunk in self._keep(item)
+                for choice in chunk.choices
+                if choice.index == 0 and (content := choice.delta.content)
+            ]
             del item  # as in `read_chunks`
             for token in tokens:
                 yield token
@@ -491,13 +497,3 @@ class ChatStream:
         async for item in self._source:
             for chunk in self._keep(item):
                 yield chunk
-
-
-def _tokens(chunks: list[ChatCompletionChunk]) -> list[str]:
-    """The tokens of choice 0."""
-    return [
-        content
-        for chunk in chunks
-        for choice in chunk.choices
-        if choice.index == 0 and (content := choice.delta.content)
-    ]

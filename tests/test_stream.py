@@ -32,6 +32,8 @@ NO_TIMERS = Timers(Due(), None, Due())
 class Bytes:
     """An exchange that holds its body already."""
 
+    began = 0.0
+
     def __init__(self, *pieces: bytes, error: APIConnectionError | None = None) -> None:
         self.pieces = list(pieces)
         self.error = error
