@@ -37,13 +37,13 @@ from piapi_async.errors import (
     Secret,
 )
 from piapi_async.ledger import Ledger
-from piapi_async.models import ChatCompletion, ChatCompletionChunk, ChatParams, ChatRequest, Prompt, Result
+from piapi_async.models import ChatCompletion, ChatParams, ChatRequest, Prompt, Result
 from piapi_async.policy import Due, Health, Limits, Retry, Timeout, pause, retry_after
 from piapi_async.pool import Exchange, SessionPool, Transport
 from piapi_async.provider import Provider, check_proxy, read_keys
 from piapi_async.route import Call, Lane, Router, Sending, Site, Statistics
 from piapi_async.stream import Answer, ChatStream, Restarted, Source, Timers, read_chunks
-from piapi_async.wire import decode_completion, encode_request, error_from_response, read_id
+from piapi_async.wire import WireChunk, decode_completion, encode_request, error_from_response, read_id
 
 if TYPE_CHECKING:
     from piapi_async.fanout import FanOut
@@ -709,8 +709,8 @@ class _Begun:
     sending: Sending
     exchange: Exchange
     answer: Answer
-    batches: AsyncGenerator[list[ChatCompletionChunk], None]
-    first: list[ChatCompletionChunk] = attrs.field(factory=list[ChatCompletionChunk])
+    batches: AsyncGenerator[list[WireChunk], None]
+    first: list[WireChunk] = attrs.field(factory=list[WireChunk])
 
 
 async def _first_good(tasks: Iterable[asyncio.Task[T]]) -> asyncio.Task[T]:

@@ -564,7 +564,9 @@ class SessionPool:
             raise timed_out(due, line.host)
         if line.closed:
             raise _closed(line.host)
-        raise _translate(failure, line.host, reused=exchange.made is None, connect_timeout=self.connect_timeout or NEVER)
+        raise _translate(
+            failure, line.host, reused=exchange.made is None, connect_timeout=self.connect_timeout or NEVER
+        )
 
 
 def _environment_proxy(url: str) -> str | None:

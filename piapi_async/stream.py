@@ -25,8 +25,6 @@ from piapi_async.models import (
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
-    ChunkChoice,
-    Delta,
     FunctionCall,
     Message,
     ToolCall,
@@ -34,7 +32,7 @@ from piapi_async.models import (
 )
 from piapi_async.policy import Due
 from piapi_async.sse import ServerSentEvent, SSEDecoder
-from piapi_async.wire import ChunkDecoder, decode_completion
+from piapi_async.wire import ChunkDecoder, WireChoice, WireChunk, WireDelta, as_chunk, decode_completion
 
 __all__ = ["Answer", "ChatStream", "Restarted", "Timers", "read_chunks"]
 
@@ -77,7 +75,7 @@ class _Choice:
         self.tools: dict[int, _Call] = {}
         self.logprobs: list[object] = []
 
-    def add_calls(self, delta: Delta) -> None:
+    def add_calls(self, delta: WireDelta) -> None:
         if delta.function_call is not None:
             self.function_call = self.function_call or _Call()
             self.function_call.add(delta.function_call)
@@ -157,7 +155,7 @@ class Answer:
         """Whether any text, or fragment of a call, has come."""
         return any(choice.content or choice.function_call or choice.tools for choice in self._choices.values())
 
-    def add(self, chunk: ChatCompletionChunk) -> None:
+    def add(self, chunk: WireChunk) -> None:
         """Add one chunk."""
         if not self._seen or not self._model:
             self._start(chunk)
@@ -179,7 +177,7 @@ class Answer:
         if chunk.usage is not None:
             self.usage = chunk.usage
 
-    def _start(self, chunk: ChatCompletionChunk) -> None:
+    def _start(self, chunk: WireChunk) -> None:
         self._seen = True
         self._id = self._id or chunk.id or ""
         self._created = self._created or chunk.created or 0
@@ -257,7 +255,7 @@ async def read_chunks(
     *,
     secrets: Iterable[Secret] = (),
     require_finish_reason: bool = False,
-) -> AsyncGenerator[list[ChatCompletionChunk], None]:
+) -> AsyncGenerator[list[WireChunk], None]:
     """Yield the chunks of one exchange, a list for each read, and add them to `answer`.
 
     It returns only if the answer is whole. What follows a terminator is not looked at.
@@ -283,7 +281,7 @@ async def read_chunks(
         if fresh and _is_document(data):
             body = await exchange.read_all(due._replace(progress=timers.progress), data)
             completion = decode_completion(body, secrets=secrets)
-            chunks, ended, failure = [_as_chunk(completion)], True, None
+            chunks, ended, failure = [_as_wire(completion)], True, None
         else:
             chunks, ended, failure = _decode(events, decoder, data)
         fresh = fresh and data.isspace()
@@ -309,11 +307,9 @@ def _is_document(start: bytes) -> bool:
     return start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"<")
 
 
-def _decode(
-    events: SSEDecoder, decoder: ChunkDecoder, data: bytes
-) -> tuple[list[ChatCompletionChunk], bool, APIError | None]:
+def _decode(events: SSEDecoder, decoder: ChunkDecoder, data: bytes) -> tuple[list[WireChunk], bool, APIError | None]:
     """Decode what arrived: the chunks in it, whether the stream has ended, and what is wrong behind the chunks."""
-    chunks: list[ChatCompletionChunk] = []
+    chunks: list[WireChunk] = []
     decode = decoder.decode
     failure: APIError | None = None
     ready: Iterable[ServerSentEvent]
@@ -334,13 +330,13 @@ def _decode(
     return chunks, False, failure
 
 
-def _as_chunk(completion: ChatCompletion) -> ChatCompletionChunk:
+def _as_wire(completion: ChatCompletion) -> WireChunk:
     """A whole completion as the only chunk of a stream."""
-    return ChatCompletionChunk(
+    return WireChunk(
         choices=tuple(
-            ChunkChoice(
+            WireChoice(
                 choice.index,
-                Delta(
+                WireDelta(
                     choice.message.role,
                     choice.message.text or None,
                     choice.message.function_call,
@@ -373,7 +369,7 @@ class Restarted:
     error: APIError
 
 
-Source: TypeAlias = AsyncGenerator[list[ChatCompletionChunk] | Restarted | ChatCompletion, None]
+Source: TypeAlias = AsyncGenerator[list[WireChunk] | Restarted | ChatCompletion, None]
 """What a `ChatStream` consumes: an empty list once the stream is open, lists of chunks, the whole completion last."""
 
 
@@ -467,7 +463,7 @@ class ChatStream:
         self._consumer = consumer
         return consumer
 
-    def _keep(self, item: list[ChatCompletionChunk] | Restarted | ChatCompletion) -> list[ChatCompletionChunk]:
+    def _keep(self, item: list[WireChunk] | Restarted | ChatCompletion) -> list[WireChunk]:
         if isinstance(item, list):
             return item
         if isinstance(item, ChatCompletion):
@@ -491,9 +487,9 @@ class ChatStream:
             if isinstance(item, Restarted):
                 yield item
             for chunk in self._keep(item):
-                yield chunk
+                yield as_chunk(chunk)
 
     async def _iterate_chunks(self) -> AsyncGenerator[ChatCompletionChunk, None]:
         async for item in self._source:
             for chunk in self._keep(item):
-                yield chunk
+                yield as_chunk(chunk)

@@ -55,7 +55,17 @@ from piapi_async.models import (
 )
 from piapi_async.sse import ServerSentEvent
 
-__all__ = ["Body", "ChunkDecoder", "decode_completion", "encode_request", "error_from_response"]
+__all__ = [
+    "Body",
+    "ChunkDecoder",
+    "WireChoice",
+    "WireChunk",
+    "WireDelta",
+    "as_chunk",
+    "decode_completion",
+    "encode_request",
+    "error_from_response",
+]
 
 MAX_REQUEST_BYTES = 32 << 20
 """Largest request body, 32 MiB (ours: above every vendor's limit for a prompt with pictures)."""
@@ -144,7 +154,59 @@ def _message_fields(message: Message) -> JSON:
 
 # A completion's own fields beside the wire's (its cost, its attempts, …) are filled in by the client whatever was sent.
 _decode_body = msgspec.json.Decoder(ChatCompletion).decode
-_decode_chunk = msgspec.json.Decoder(ChatCompletionChunk).decode
+
+
+class WireDelta(msgspec.Struct, frozen=True, gc=False):
+    """A `Delta` as it comes."""
+
+    role: str | None = None
+    content: str | None = None
+    function_call: FunctionCall | None = None
+    tool_calls: tuple[ToolCall, ...] | None = None
+
+
+class WireChoice(msgspec.Struct, frozen=True, gc=False):
+    """A `ChunkChoice` as it comes."""
+
+    index: int
+    delta: WireDelta = WireDelta()
+    finish_reason: str | None = None
+    logprobs: object = None
+
+
+class WireChunk(msgspec.Struct, gc=False):
+    """A chunk as it comes: decoded in less than half the time of a `ChatCompletionChunk`, which few callers look at.
+
+    Attributes:
+        data: The JSON that it was, whatever a field of this name in it said.
+    """
+
+    choices: tuple[WireChoice, ...] = ()
+    id: str | None = None
+    object: str | None = None
+    created: int | None = None
+    model: str | None = None
+    usage: Usage | None = None
+    data: str = "{}"
+
+
+def as_chunk(found: WireChunk) -> ChatCompletionChunk:
+    """Make the chunk that a caller may keep."""
+    choices = [
+        ChunkChoice(
+            choice.index,
+            Delta(choice.delta.role, choice.delta.content, choice.delta.function_call, choice.delta.tool_calls),
+            choice.finish_reason,
+            choice.logprobs,
+        )
+        for choice in found.choices
+    ]
+    chunk = ChatCompletionChunk(tuple(choices), found.id, found.object, found.created, found.model, found.usage)
+    vars(chunk)["_data"] = found.data
+    return chunk
+
+
+_decode_chunk = msgspec.json.Decoder(WireChunk).decode
 
 # What a JSON engine raises on bad input, on any engine: syntax and types, bad UTF-8 and surrogates, too deep.
 _ENGINE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
@@ -634,7 +696,7 @@ class ChunkDecoder:
         self._secrets = secrets
         self._halves: dict[_Place, str] = {}
 
-    def decode(self, event: ServerSentEvent) -> ChatCompletionChunk | End | None:
+    def decode(self, event: ServerSentEvent) -> WireChunk | End | None:
         """Decode one event.
 
         Returns:
@@ -655,19 +717,19 @@ class ChunkDecoder:
             else:
                 # Every field of a chunk may be missing, so this may be an error object or another foreign thing.
                 if chunk.choices or chunk.usage is not None:
-                    vars(chunk)["_data"] = data
+                    chunk.data = data
                     return chunk
         return self._decode_slowly(event)
 
-    def flush(self) -> ChatCompletionChunk | None:
+    def flush(self) -> WireChunk | None:
         """Return what was held back when the stream has ended, as a last chunk, if anything was."""
         if not self._halves:
             return None
         choices = tuple(_replacement(*place) for place in self._halves)
         self._halves.clear()
-        return ChatCompletionChunk(choices)
+        return WireChunk(choices)
 
-    def _decode_slowly(self, event: ServerSentEvent) -> ChatCompletionChunk | End | None:
+    def _decode_slowly(self, event: ServerSentEvent) -> WireChunk | End | None:
         data = event.data.strip("\ufeff \t\r\n")
         if data.lower() in ("[done]", "[none]"):
             return "end"
@@ -679,8 +741,9 @@ class ChunkDecoder:
         if event.event == "error" and _error_object(fields) is None:
             fields = cast("JSON", {"error": fields})
         _raise_error_object(fields, self._secrets)
-        chunk = _structure(_normalise(fields), ChatCompletionChunk, data, self._secrets)
-        vars(chunk)["_data"] = json.dumps(fields)
+        found = _structure(_normalise(fields), ChatCompletionChunk, data, self._secrets)
+        chunk = msgspec.convert(found, WireChunk, from_attributes=True)
+        chunk.data = json.dumps(fields)
         return chunk
 
     def _join_halves(self, fields: JSON) -> JSON:
@@ -722,11 +785,11 @@ def _index(part: JSON, position: int) -> int:
     return index if isinstance(index, int) else position
 
 
-def _replacement(index: int, field: str, tool: int) -> ChunkChoice:
+def _replacement(index: int, field: str, tool: int) -> WireChoice:
     call = FunctionCall(arguments="\ufffd")
     delta = {
-        "content": Delta(content="\ufffd"),
-        "function_call": Delta(function_call=call),
-        "tool_calls": Delta(tool_calls=(ToolCall(call, index=tool),)),
+        "content": WireDelta(content="\ufffd"),
+        "function_call": WireDelta(function_call=call),
+        "tool_calls": WireDelta(tool_calls=(ToolCall(call, index=tool),)),
     }[field]
-    return ChunkChoice(index, delta)
+    return WireChoice(index, delta)

@@ -13,7 +13,6 @@ from piapi_async import (
     APIConnectionError,
     APIResponseError,
     ChatCompletion,
-    ChatCompletionChunk,
     ChatStream,
     Client,
     FunctionCall,
@@ -190,7 +189,7 @@ async def test_a_half_surrogate_at_the_end_is_replaced() -> None:
 # -- what the caller holds -------------------------------------------------------------------------------------------
 
 
-async def source() -> AsyncGenerator[list[ChatCompletionChunk] | ChatCompletion, None]:
+async def source() -> AsyncGenerator[list[WireChunk] | ChatCompletion, None]:
     answer = Answer()
     yield []
     async for batch in read_chunks(

@@ -47,6 +47,8 @@ from piapi_async.errors import Secret
 from piapi_async.wire import (
     MAX_REQUEST_BYTES,
     ChunkDecoder,
+    WireChunk,
+    as_chunk,
     decode_completion,
     encode_request,
     error_from_response,
@@ -814,7 +816,7 @@ def _decode_chunks(data: Any) -> list[tuple[ChatCompletionChunk, object]]:
     decoded = [decoder.decode(ServerSentEvent(text)) for text in data]
     last = decoder.flush()
     assert decoder.flush() is None
-    chunks = [c for c in [*decoded, last] if isinstance(c, ChatCompletionChunk)]
+    chunks = [as_chunk(c) for c in [*decoded, last] if isinstance(c, WireChunk)]
     return [(c, c.raw) for c in chunks]
 
 
@@ -939,7 +941,7 @@ def test_json_over_several_lines_and_another_events_name() -> None:
     data = json.dumps(json.loads(chunk(delta(content="Hi"))), indent=1)
     assert decode_one(data).choices[0].delta.content == "Hi"
     named = ChunkDecoder().decode(ServerSentEvent(data, "completion"))
-    assert isinstance(named, ChatCompletionChunk)
+    assert isinstance(named, WireChunk)
     assert named.choices[0].delta.content == "Hi"
 
 
@@ -1039,12 +1041,13 @@ def test_halves_of_two_choices_are_kept_apart() -> None:
 
 def test_halves_that_wait_do_not_hold_up_a_keep_alive() -> None:
     decoder = ChunkDecoder()
-    assert isinstance(decoder.decode(ServerSentEvent(chunk(delta(content="\ud83d")))), ChatCompletionChunk)
+    assert isinstance(decoder.decode(ServerSentEvent(chunk(delta(content="\ud83d")))), WireChunk)
     assert decoder.decode(ServerSentEvent("")) is None
     assert decoder.decode(ServerSentEvent("[DONE]")) == "end"
     last = decoder.flush()
-    assert last == ChatCompletionChunk((ChunkChoice(0, Delta(content="\ufffd")),))
-    assert last.raw == {}
+    assert last is not None
+    assert as_chunk(last) == ChatCompletionChunk((ChunkChoice(0, Delta(content="\ufffd")),))
+    assert as_chunk(last).raw == {}
 
 
 # -- properties --------------------------------------------------------------------------------------------------------
@@ -1155,6 +1158,14 @@ def test_property_both_ways_agree_on_completions(text: str) -> None:
     assert outcome(body) == outcome(BOM + body)
 
 
+def _seen(decoded: object) -> list[object]:
+    """What a caller sees of it."""
+    if not isinstance(decoded, WireChunk):
+        return [decoded]
+    chunk = as_chunk(decoded)
+    return [chunk, chunk.raw]
+
+
 def stream_outcome(texts: list[str]) -> list[object]:
     decoder = ChunkDecoder()
     seen: list[object] = []
@@ -1164,8 +1175,8 @@ def stream_outcome(texts: list[str]) -> list[object]:
         except APIError as error:
             seen.append(refusal(error))
         else:
-            seen += [decoded, decoded.raw] if isinstance(decoded, ChatCompletionChunk) else [decoded]
-    seen.append(decoder.flush())
+            seen += _seen(decoded)
+    seen += _seen(decoder.flush())
     assert_utf8(seen)
     return seen
 
@@ -1325,8 +1336,8 @@ def read_stream(body: bytes, size: int) -> tuple[list[ChatCompletionChunk], bool
                 return chunks, False, error
             if decoded == "end":
                 return chunks, True, None
-            if isinstance(decoded, ChatCompletionChunk):
-                chunks.append(decoded)
+            if isinstance(decoded, WireChunk):
+                chunks.append(as_chunk(decoded))
     return chunks, False, None
 
 
