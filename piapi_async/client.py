@@ -445,8 +445,10 @@ class Client:
                     yield Restarted(call.interrupted)
                     call.interrupted = None
                 yield begun.first
+                answered = bool(begun.first)
                 async for batch in begun.batches:
-                    if begun.sending.first_token is None:
+                    if not answered:
+                        answered = True
                         self._router.answered(begun.sending, self._clock())
                     yield batch
                     del batch  # as in `read_chunks`

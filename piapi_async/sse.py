@@ -68,7 +68,7 @@ class SSEDecoder:
         if max_event_bytes < 1:
             raise ValueError(f"max_event_bytes: {max_event_bytes} is not a size; pass 1 or more")
         self._max = max_event_bytes
-        self._line: bytearray = bytearray()  # the unended last line
+        self._line: bytes | bytearray = b""  # the unended last line
         self._after_cr = False  # the last byte was a CR: an LF that follows belongs to it
         self._at_start = True  # a BOM may still come
         self._data: bytes | bytearray | None = None  # one buffer: many short lines must not take many times their bytes
@@ -122,7 +122,7 @@ class SSEDecoder:
         if chunk.endswith(b"\r"):
             self._after_cr = True
         elif lines and not chunk.endswith(b"\n"):
-            self._line += lines.pop()
+            self._line = bytearray(lines.pop())
         if checked:
             self._check(lines, events)
         else:
@@ -147,9 +147,9 @@ class SSEDecoder:
         """Hold the first bytes back until they are a BOM, which is dropped, or can't become one."""
         start = bytes(self._line) + chunk
         if len(start) < 3 and _BOM.startswith(start):
-            self._line[:] = start
+            self._line = start
             return b""
-        self._line.clear()
+        self._line = b""
         self._at_start = False
         return start.removeprefix(_BOM)
 
@@ -160,17 +160,17 @@ class SSEDecoder:
         """
         if len(self._line) < len(chunk):
             chunk = bytes(self._line) + chunk
-            self._line.clear()
+            self._line = b""
             return chunk
         ends = [end for end in (chunk.find(b"\n"), chunk.find(b"\r")) if end >= 0]
         end = min(ends, default=len(chunk))
-        line = self._line
+        line = self._line = bytearray(self._line) if isinstance(self._line, bytes) else self._line
         line += chunk[:end]
         if self._is_too_large(line):
             self._refuse()
         if not ends:
             return b""
-        self._line = bytearray()
+        self._line = b""
         if line.startswith(b"data: "):
             del line[:6]  # in place: a copy would make three of a large event
             self._add_data(line)
@@ -197,7 +197,7 @@ class SSEDecoder:
         return len(line) - 6 > self._max  # so that a line that may become `data: ` is not refused before
 
     def _refuse(self) -> NoReturn:
-        self._line.clear()
+        self._line = b""
         self._data = None
         raise StreamTooLargeError(f"an event of the stream is larger than {self._max} bytes; raise max_event_bytes")
 

@@ -108,6 +108,9 @@ class _Choice:
         return Choice(index, message, self.finish_reason, _join_logprobs(self.logprobs))
 
 
+_NO_CHOICE = _Choice()
+
+
 def _join_logprobs(parts: list[object]) -> object:
     """Join `{"content": [...]}` of every chunk; anything else is handed on as it came."""
     if len(parts) < 2:
@@ -129,10 +132,14 @@ class Answer:
         usage: Token counts, once a chunk brought them; a later null does not undo them.
     """
 
-    __slots__ = ("_choices", "_created", "_id", "_model", "_seen", "usage")
+    __slots__ = ("_choices", "_created", "_id", "_last", "_model", "_place", "_seen", "usage")
 
     def __init__(self) -> None:
         self._choices: dict[int, _Choice] = {}
+        # The choice that the last chunk was for: looked at first. Where thousands of streams get a token in turn, each
+        # object that a token leads to is one that the processor has to fetch.
+        self._place = -1
+        self._last = _NO_CHOICE
         self._id = ""
         self._created = 0
         self._model = ""
@@ -160,9 +167,7 @@ class Answer:
         if not self._seen or not self._model:
             self._start(chunk)
         for part in chunk.choices:
-            choice = self._choices.get(part.index)
-            if choice is None:
-                choice = self._choices[part.index] = _Choice()
+            choice = self._last if part.index == self._place else self._choice(part.index)
             delta = part.delta
             if delta.content:
                 choice.content.append(delta.content)
@@ -176,6 +181,13 @@ class Answer:
                 choice.logprobs.append(part.logprobs)
         if chunk.usage is not None:
             self.usage = chunk.usage
+
+    def _choice(self, index: int) -> _Choice:
+        choice = self._choices.get(index)
+        if choice is None:
+            choice = self._choices[index] = _Choice()
+        self._place, self._last = index, choice
+        return choice
 
     def _start(self, chunk: WireChunk) -> None:
         self._seen = True
@@ -474,7 +486,7 @@ class ChatStream:
         async for item in self._source:
             tokens = [
                 content
-                for chunk in self._keep(item)
+                for chunk in (item if type(item) is list else self._keep(item))
                 for choice in chunk.choices
                 if choice.index == 0 and (content := choice.delta.content)
             ]

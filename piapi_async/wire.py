@@ -694,7 +694,7 @@ class ChunkDecoder:
 
     def __init__(self, secrets: Iterable[Secret] = ()) -> None:
         self._secrets = secrets
-        self._halves: dict[_Place, str] = {}
+        self._halves: dict[_Place, str] | None = None  # made at need, as few streams ever do
 
     def decode(self, event: ServerSentEvent) -> WireChunk | End | None:
         """Decode one event.
@@ -726,7 +726,7 @@ class ChunkDecoder:
         if not self._halves:
             return None
         choices = tuple(_replacement(*place) for place in self._halves)
-        self._halves.clear()
+        self._halves = None
         return WireChunk(choices)
 
     def _decode_slowly(self, event: ServerSentEvent) -> WireChunk | End | None:
@@ -762,6 +762,8 @@ class ChunkDecoder:
     def _join(self, place: _Place, part: JSON, field: str) -> None:
         text = part.get(field)
         if isinstance(text, str) and text:
+            if self._halves is None:
+                self._halves = {}
             text = self._halves.pop(place, "") + text
             if "\ud800" <= text[-1] <= "\udbff":
                 self._halves[place] = text[-1]
