@@ -136,9 +136,12 @@ class SSEDecoder:
         end = chunk.rfind(b"\n\n")
         if end < 0 or not chunk.startswith(b"data: "):
             return chunk
-        values = chunk[6:end].decode("utf-8", "replace").split("\n\ndata: ")
-        if "\n" in "".join(values):
-            return chunk
+        text = chunk[6:end].decode("utf-8", "replace")
+        values = [text]
+        if "\n" in text:
+            values = text.split("\n\ndata: ")
+            if "\n" in "".join(values):
+                return chunk
         id_ = self.last_event_id = self._id
         events += [ServerSentEvent(value, "message", id_) for value in values]
         return chunk[end + 2 :]
