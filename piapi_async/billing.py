@@ -7,6 +7,7 @@ from decimal import Decimal
 from types import MappingProxyType
 
 import attrs
+import msgspec
 
 from piapi_async.catalog import (
     CATALOG,
@@ -37,8 +38,7 @@ request (ours, a guess on the high side: no page that we know gives a bound)."""
 _NO_TABLE: Mapping[str, ModelInfo] = MappingProxyType({})
 
 
-@attrs.define(eq=False, repr=False)
-class Bill:
+class Bill(msgspec.Struct, frozen=True, eq=False):
     """What an answer cost.
 
     Attributes:
@@ -54,8 +54,7 @@ NO_BILL = Bill(None, False)
 """Of an attempt that has no answer."""
 
 
-@attrs.define(eq=False, repr=False)
-class _Tariff:
+class _Tariff(msgspec.Struct, frozen=True, eq=False):
     """What a provider takes for a model.
 
     Attributes:

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, cast
 
 import attrs
+import msgspec
 
 from piapi_async.billing import Billing, Quote
 from piapi_async.catalog import ModelInfo, allows, from_dollars
@@ -704,15 +705,14 @@ class Client:
         return completion
 
 
-@attrs.define(eq=False, repr=False)
-class _Begun:
+class _Begun(msgspec.Struct, eq=False):
     """A stream that is open."""
 
     sending: Sending
     exchange: Exchange
     answer: Answer
     batches: AsyncGenerator[list[WireChunk], None]
-    first: list[WireChunk] = attrs.field(factory=list[WireChunk])
+    first: list[WireChunk] = []
 
 
 async def _first_good(tasks: Iterable[asyncio.Task[T]]) -> asyncio.Task[T]:

@@ -23,7 +23,7 @@ from urllib.request import getproxies, proxy_bypass
 from weakref import WeakSet
 
 import aiohttp
-import attrs
+import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 
 from piapi_async.errors import (
@@ -85,8 +85,7 @@ class Inflate(Protocol):
         ...
 
 
-@attrs.frozen(eq=False)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True, eq=False):
     """Where one key's requests go.
 
     Attributes:
@@ -99,7 +98,7 @@ class Endpoint:
     provider: str
     url: str
     secret: Secret
-    headers: Mapping[str, str] = attrs.field(factory=dict[str, str])
+    headers: Mapping[str, str] = {}
 
 
 class Exchange:

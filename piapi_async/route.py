@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
+import msgspec
 
 from piapi_async.billing import NO_BILL, Bill, Billing
 from piapi_async.breaker import Breaker
@@ -33,8 +34,7 @@ _OURS = ("deadline", "closed", "local")
 """Kinds of errors that end a call, whatever other providers there are: they come from this side."""
 
 
-@attrs.define(eq=False, repr=False)
-class Lane:
+class Lane(msgspec.Struct, eq=False):
     """One key of one provider, with what belongs to it."""
 
     provider: Provider
@@ -42,7 +42,7 @@ class Lane:
     gate: Gate
     health: Health
     dice: random.Random
-    breakers: dict[str, Breaker] = attrs.field(factory=dict[str, Breaker])
+    breakers: dict[str, Breaker] = msgspec.field(default_factory=dict[str, Breaker])
 
     def breaker(self, model: str) -> Breaker:
         """The breaker of a model."""
@@ -62,16 +62,15 @@ class Lane:
         return self.gate.in_flight + self.gate.queued
 
 
-@attrs.define(eq=False, repr=False)
-class Site:
+class Site(msgspec.Struct, eq=False):
     """A provider, with its lanes and what all of them share."""
 
     provider: Provider
     lanes: list[Lane]
     tokens: float
     off_until: float = -NEVER
-    starts: tuple[deque[float], deque[float]] = attrs.field(
-        factory=lambda: (deque[float](maxlen=SAMPLES), deque[float](maxlen=SAMPLES))
+    starts: tuple[deque[float], deque[float]] = msgspec.field(
+        default_factory=lambda: (deque[float](maxlen=SAMPLES), deque[float](maxlen=SAMPLES))
     )
 
     def lane(self, model: str, now: float, patience: float = NEVER) -> Lane | None:
@@ -100,8 +99,7 @@ def _load(lane: Lane) -> int:
     return lane.load
 
 
-@attrs.define(eq=False, repr=False)
-class Call:
+class Call(msgspec.Struct, eq=False):
     """One call of the caller, over all its attempts.
 
     Attributes:
@@ -142,14 +140,15 @@ class Call:
     interrupted: APIError | None = None
     last: Sending | None = None
 
+    __repr__ = object.__repr__  # it would show what is asked
+
     def spent(self, site: Site) -> bool:
         """Whether a provider failed in a way, or so often, that this call must not ask it again."""
         _, verdict, times = self.failures.get(site, (None, Verdict(), 0))
         return times > verdict.again
 
 
-@attrs.define(eq=False, repr=False)
-class Sending:
+class Sending(msgspec.Struct, eq=False):
     """One attempt under way."""
 
     call: Call
@@ -167,6 +166,8 @@ class Sending:
     pause: float = 0.0
     bill: Bill = NO_BILL
     ended: bool = False
+
+    __repr__ = object.__repr__  # as above
 
     def record(self, now: float, kind: str = "ok", usage: Usage | None = None) -> None:
         """Put the attempt on the call's record."""

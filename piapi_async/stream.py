@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Protocol, Self, TypeAlias, TypeVar, cast
 
 import attrs
+import msgspec
 
 from piapi_async.errors import (
     APIConnectionError,
@@ -245,8 +246,7 @@ class Readable(Protocol):
         ...
 
 
-@attrs.frozen(eq=False, repr=False)
-class Timers:
+class Timers(msgspec.Struct, frozen=True, eq=False):
     """The waits of one stream.
 
     Attributes:

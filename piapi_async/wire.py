@@ -81,11 +81,12 @@ NO_COMPLETION = "not a completion"
 # -- requests --------------------------------------------------------------------------------------------------------
 
 
-@attrs.define(repr=False, eq=False)
-class Body:
+class Body(msgspec.Struct, eq=False):
     """The body of a request; no `repr`, log or traceback with locals shows it."""
 
     content: bytes
+
+    __repr__ = object.__repr__
 
 
 def encode_request(request: ChatRequest, model: str, *, include_usage: bool = False) -> Body:
