@@ -18,16 +18,13 @@ from piapi_async.errors import BudgetExceededError
 __all__ = ["Entry", "Ledger"]
 
 
-@attrs.define(eq=False, repr=False)
 class _Row:
-    """What one provider's model cost so far."""
+    """What one provider's model cost so far, as in `Entry`, in picodollars."""
 
-    calls: int = 0
-    spent: int = 0
-    estimated: int = 0
-    unknown: int = 0
-    saved: int = 0
-    unpriced: int = 0
+    __slots__ = ("calls", "estimated", "saved", "spent", "unknown", "unpriced")
+
+    def __init__(self) -> None:
+        self.calls = self.spent = self.estimated = self.unknown = self.saved = self.unpriced = 0
 
 
 @attrs.frozen

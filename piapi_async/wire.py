@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import attrs
 import cattrs
 import msgspec
-from cattrs.gen import make_dict_structure_fn
+from cattrs.gen import make_dict_structure_fn, override
 
 from piapi_async.errors import (
     APIError,
@@ -280,6 +280,10 @@ def _is_tuple(kind: Any) -> bool:
     return get_origin(kind) is tuple
 
 
+_OWN = ("cost", "cost_estimated", "provider", "attempts", "request_id", "_body")
+"""Fields of a completion that are not on the wire."""
+
+
 @cache
 def _answers() -> cattrs.Converter:
     """What structures answers; made at first need, as few answers need the tolerant way."""
@@ -290,6 +294,9 @@ def _answers() -> cattrs.Converter:
     answers.register_structure_hook_factory(_is_tuple, _tuple_hook)
     answers.register_structure_hook_func(lambda kind: kind is object, lambda value, _: value)
     answers.register_structure_hook(Content, _structure_content)
+    own = {name: override(omit=True) for name in _OWN}
+    structure = make_dict_structure_fn(ChatCompletion, answers, **own)
+    answers.register_structure_hook(ChatCompletion, lambda value, _: structure(value, ChatCompletion))
     return answers
 
 
@@ -440,34 +447,18 @@ def _without_nulls(value: JSON) -> JSON:
     return {k: v for k, v in value.items() if v is not None}
 
 
-@attrs.frozen(slots=False, eq=False, repr=False)
-class _Body:
-    """What of a completion is on the wire, and may be missing there."""
-
-    choices: tuple[Choice, ...]
-    id: str | None = None
-    object: str | None = None
-    created: int | None = None
-    model: str | None = None
-    usage: Usage | None = None
-
-
 def _decode_slowly(body: bytes, asked: str, secrets: Iterable[Secret]) -> ChatCompletion:
     fields = _clean(_parse(body.decode("utf-8", "replace"), secrets))
     text = json.dumps(fields)
     _raise_error_object(fields, secrets)
     if not isinstance(fields.get("choices"), list) or not fields["choices"]:
         raise _malformed("it has no choices", text, secrets, NO_COMPLETION)
-    found = _structure(_normalise(fields), _Body, text, secrets)
-    return ChatCompletion(
-        id=found.id or "",
-        object=found.object or "chat.completion",
-        created=found.created or 0,
-        model=found.model or asked,
-        choices=found.choices,
-        usage=found.usage,
-        body=text.encode(),
-    )
+    clean = _normalise(fields)
+    for name, default in (("id", ""), ("object", "chat.completion"), ("created", 0), ("model", asked)):
+        clean[name] = clean.get(name) or default
+    completion = _structure(clean, ChatCompletion, text, secrets)
+    vars(completion)["_body"] = text.encode()
+    return completion
 
 
 def _structure(fields: JSON, kind: type[T], text: str, secrets: Iterable[Secret]) -> T:
