@@ -626,10 +626,6 @@ class ChatRequest:
                     raise TypeError(f"{next(iter(params))!r} is no parameter of a ChatRequest")
 
 
-for _field in attrs.fields(ChatRequest)[1:]:
-    setattr(ChatRequest, _field.name, _field.default)
-
-
 @attrs.frozen(slots=False)
 class Result:
     """What became of one prompt of a `map`.
@@ -665,3 +661,11 @@ class Result:
         if self.completion is not None:
             return self.completion
         raise self.error or RuntimeError("a result has a completion or an error; this one was made with neither")
+
+
+# What was not given, or not sent, is read from the class: a request holds nothing of it, and msgspec, which looks at each
+# field of an answer, finds it there and sets nothing. (It spares 7 % of decoding one.)
+for _class in (FunctionCall, ToolCall, Message, Choice, ChatCompletion, ChatRequest):
+    for _field in attrs.fields(_class):
+        if _field.default is not attrs.NOTHING:
+            setattr(_class, _field.name, _field.default)

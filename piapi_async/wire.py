@@ -129,6 +129,9 @@ def _as_builtin(value: object) -> object:
 _encode = msgspec.json.Encoder(enc_hook=_as_builtin).encode
 
 
+_TOOL_CALL = ("function", "id", "type", "index")
+
+
 def _message_fields(message: Message) -> JSON:
     """The fields that are not None, which is what msgspec would send of the rest; what is in them it encodes itself.
 
@@ -143,7 +146,8 @@ def _message_fields(message: Message) -> JSON:
         fields["function_call"] = message.function_call
     if message.tool_calls is not None:
         fields["tool_calls"] = [
-            {name: field for name, field in vars(call).items() if field is not None} for call in message.tool_calls
+            {name: field for name in _TOOL_CALL if (field := getattr(call, name)) is not None}
+            for call in message.tool_calls
         ]
     if message.tool_call_id is not None:
         fields["tool_call_id"] = message.tool_call_id
