@@ -257,7 +257,9 @@ class Billing:
         name = provider.model(model)
         info = self._find(provider, name)
         vendor = None if info is None else at_vendor_price(info)
-        tariff = _Tariff(name, info and info.picodollars, vendor and vendor.picodollars)
+        tariff = _Tariff(
+            name, None if info is None else info.picodollars, None if vendor is None else vendor.picodollars
+        )
         self._tariffs[id(provider), model] = tariff
         return tariff
 

@@ -663,8 +663,8 @@ class Result:
         raise self.error or RuntimeError("a result has a completion or an error; this one was made with neither")
 
 
-# What was not given, or not sent, is read from the class: a request holds nothing of it, and msgspec, which looks at each
-# field of an answer, finds it there and sets nothing. (It spares 7 % of decoding one.)
+# What was not given, or not sent, is read from the class: a request holds nothing of it, and msgspec, which looks at
+# each field of an answer, finds it there and sets nothing. That spares 7 % of decoding an answer.
 for _class in (FunctionCall, ToolCall, Message, Choice, ChatCompletion, ChatRequest):
     for _field in attrs.fields(_class):
         if _field.default is not attrs.NOTHING:

@@ -209,7 +209,9 @@ class Exchange:
             if content.is_eof():
                 return content.read_nowait()
             self.began = now = line.time()
-            line.wait(self, due.ends(now))
+            self.due = ends = due.ends(now)
+            if ends < line.rings:
+                line.ring_at(ends)
             return await content.readany()
         except asyncio.CancelledError:
             self.close()
@@ -280,9 +282,12 @@ _exchange: ContextVar[Exchange] = ContextVar("piapi_async_exchange")
 class _Line:
     """One endpoint's session, the spare one that always connects anew, and the requests under way.
 
-    One loop timer serves all their waits: it rings when the first of them is due, or was when the timer was set. A
-    timer for each request cost a completion 7 µs. And where the loop was blocked past a moment, bytes that have arrived
-    meanwhile win over the timer, as with `asyncio.timeout` they do not.
+    One loop timer serves all their waits: it rings when the first of them is due, or was when the timer was set; an
+    exchange whose wait ends sooner sets it anew. A timer for each request cost a completion 7 µs. And where the loop
+    was blocked past a moment, bytes that have arrived meanwhile win over the timer; with `asyncio.timeout` they do not.
+
+    Attributes:
+        rings: When the timer rings.
     """
 
     def __init__(self, endpoint: Endpoint, open_session: _Opener) -> None:
@@ -296,7 +301,7 @@ class _Line:
         self.time = self._loop.time
         self._exchanges: set[Exchange] = set()
         self._draining: dict[aiohttp.ClientResponse, asyncio.TimerHandle] = {}
-        self._rings = NEVER
+        self.rings = NEVER
         self._alarm: asyncio.TimerHandle | None = None
 
     @property
@@ -316,25 +321,22 @@ class _Line:
         task: Any = asyncio.current_task(self._loop)
         exchange = Exchange(self, task)
         self._exchanges.add(exchange)
-        self.wait(exchange, due)
+        exchange.due = due
+        if due < self.rings:
+            self.ring_at(due)
         return exchange
 
-    def wait(self, exchange: Exchange, due: float) -> None:
-        """Let an exchange's wait expire at `due`, unless it is reset before."""
-        exchange.due = due
-        if due < self._rings:
-            self._ring_at(due)
-
-    def _ring_at(self, moment: float) -> None:
+    def ring_at(self, moment: float) -> None:
+        """Set the timer to a moment that is nearer than the one it is set to."""
         if self._alarm is not None:
             self._alarm.cancel()
-        self._rings = moment
+        self.rings = moment
         self._alarm = self._loop.call_at(moment, self._ring)
 
     def _ring(self) -> None:
         """End the waits that are due; each ring looks at all, but there are few: most waits end long before."""
         now = self.time()
-        self._rings = nearest = NEVER
+        self.rings = nearest = NEVER
         for exchange in self._exchanges:
             if exchange.due <= now:
                 # One turn of the loop later: bytes that arrived while it was blocked have then ended the wait.
@@ -342,7 +344,7 @@ class _Line:
             else:
                 nearest = min(nearest, exchange.due)
         if nearest < NEVER:
-            self._ring_at(nearest)
+            self.ring_at(nearest)
 
     def finish(self, exchange: Exchange) -> None:
         """Give the connection back once the body has ended, or close it after `DRAIN_SECONDS`."""

@@ -163,6 +163,11 @@ class Answer:
         """Whether any text, or fragment of a call, has come."""
         return any(choice.content or choice.function_call or choice.tools for choice in self._choices.values())
 
+    def extend(self, chunks: Iterable[WireChunk]) -> None:
+        """Add chunks."""
+        for chunk in chunks:
+            self.add(chunk)
+
     def add(self, chunk: WireChunk) -> None:
         """Add one chunk."""
         if not self._seen or not self._model:
@@ -298,9 +303,7 @@ async def read_chunks(
             chunks, ended, failure = _decode(events, decoder, data)
         fresh = fresh and data.isspace()
         if chunks:
-            for chunk in chunks:
-                answer.add(chunk)
-                del chunk
+            answer.extend(chunks)
             yield chunks
             due = between
         elif due is between:  # what came were comments, which don't count

@@ -1,9 +1,10 @@
 """The wire format: a request to bytes; bytes to a completion, a chunk or an error. No IO, no clock.
 
-Answers are decoded twice at most. First by msgspec, straight into the attrs classes: strict and fast, and enough for
-nearly every answer. What it refuses, or what names an error, is read again by the tolerant way: the standard library's
-JSON, which knows lone surrogates; then `_normalise`, which grants the liberties that real servers take; then cattrs,
-which still coerces nothing. Whatever either engine raises, the caller sees this library's errors only.
+Answers are decoded twice at most. First by msgspec, straight into the completion or into a `WireChunk`: strict and
+fast, and enough for nearly every answer. What it refuses, or what names an error, is read again by the tolerant way:
+the standard library's JSON, which knows lone surrogates; then `_normalise`, which grants the liberties that real
+servers take; then cattrs, which still coerces nothing. Whatever either engine raises, the caller sees this library's
+errors only.
 """
 
 from __future__ import annotations
@@ -44,7 +45,6 @@ from piapi_async.models import (
     ChatCompletion,
     ChatCompletionChunk,
     ChatRequest,
-    Choice,
     ChunkChoice,
     Content,
     Delta,
@@ -284,10 +284,6 @@ def _is_tuple(kind: Any) -> bool:
     return get_origin(kind) is tuple
 
 
-_OWN = ("cost", "cost_estimated", "provider", "attempts", "request_id", "_body")
-"""Fields of a completion that are not on the wire."""
-
-
 @cache
 def _answers() -> cattrs.Converter:
     """What structures answers; made at first need, as few answers need the tolerant way."""
@@ -298,8 +294,17 @@ def _answers() -> cattrs.Converter:
     answers.register_structure_hook_factory(_is_tuple, _tuple_hook)
     answers.register_structure_hook_func(lambda kind: kind is object, lambda value, _: value)
     answers.register_structure_hook(Content, _structure_content)
-    own = {name: override(omit=True) for name in _OWN}
-    structure = make_dict_structure_fn(ChatCompletion, answers, **own)
+    own = override(omit=True)  # what of a completion is not on the wire
+    structure = make_dict_structure_fn(
+        ChatCompletion,
+        answers,
+        cost=own,
+        cost_estimated=own,
+        provider=own,
+        attempts=own,
+        request_id=own,
+        _body=own,
+    )
     answers.register_structure_hook(ChatCompletion, lambda value, _: structure(value, ChatCompletion))
     return answers
 

@@ -22,6 +22,7 @@ from piapi_async import (
 from piapi_async.policy import Due
 from piapi_async.stream import Answer, Timers, read_chunks
 from piapi_async.testing import LocalServer, RawServer, ReadRequest, Send, http_response
+from piapi_async.wire import WireChunk
 
 pytestmark = pytest.mark.anyio
 
