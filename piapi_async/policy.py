@@ -378,8 +378,7 @@ def _judge(error: APIError, retry: Retry) -> Verdict:
 
 _SECONDS = r"[0-9]{1,6}(\.[0-9]+)?"
 _DURATION = r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m(?!s))?(?:([0-9]{1,6}(?:\.[0-9]+)?)s)?(?:([0-9]{1,9}(?:\.[0-9]+)?)ms)?"
-_LEFT = ("x-ratelimit-remaining-requests", "x-ratelimit-remaining-tokens")
-_RESET = ("x-ratelimit-reset-requests", "x-ratelimit-reset-tokens")
+_WHAT_IS_LEFT = tuple((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens"))
 
 PAUSE_CAP = 60.0
 """Longest pause that a count of what is left asks for: most such windows are a minute (ours)."""
@@ -427,7 +426,7 @@ def pause(headers: Headers, *, refused: bool = False) -> float:
         refused: Whether the answer is a 429: then a reset counts too of which it is not said how much is left.
     """
     waits: list[float] = []
-    for left, reset in zip(_LEFT, _RESET, strict=True):
+    for left, reset in _WHAT_IS_LEFT:
         count = headers.get(left)
         if (refused and not count) or (count is not None and count.strip() == "0"):
             waits.append(_duration(headers.get(reset, "")))
