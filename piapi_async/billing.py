@@ -68,8 +68,7 @@ class _Tariff(msgspec.Struct, frozen=True, eq=False):
     vendor: tuple[int, int, int] | None
 
 
-@attrs.frozen
-class Quote:
+class Quote(msgspec.Struct, frozen=True):
     """What a call would cost.
 
     Attributes:

@@ -11,7 +11,6 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import attrs
 import msgspec
 
 from piapi_async.billing import NO_BILL, Bill, Billing
@@ -186,8 +185,7 @@ class Sending(msgspec.Struct, eq=False):
         )
 
 
-@attrs.frozen
-class LaneStatistics:
+class LaneStatistics(msgspec.Struct, frozen=True):
     """The state of one key of a provider.
 
     Attributes:
@@ -211,8 +209,7 @@ class LaneStatistics:
     retries: int
 
 
-@attrs.frozen
-class Statistics:
+class Statistics(msgspec.Struct, frozen=True):
     """The state of a client.
 
     Attributes:

@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias, TypeVar, cast
 
-import attrs
 import msgspec
 
 from piapi_async.errors import (
@@ -373,8 +372,7 @@ def _as_wire(completion: ChatCompletion) -> WireChunk:
 # -- what the caller holds -------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
-class Restarted:
+class Restarted(msgspec.Struct, frozen=True):
     """Comes out of `ChatStream.events` where an answer broke off and another one begins: forget the text so far.
 
     Attributes:
