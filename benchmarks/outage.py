@@ -136,6 +136,7 @@ class FakeExchange(Exchange):
     def __init__(self, host: str, status: int, content: bytes) -> None:
         self._name = host
         self._content = content
+        self.ended = False
         self.status = status
         self.headers = cast("Headers", CIMultiDict({"Content-Type": "application/json"}))
 
@@ -148,10 +149,6 @@ class FakeExchange(Exchange):
         """Return the content, then nothing."""
         content, self._content = self._content, b""
         return content
-
-    def at_end(self) -> bool:
-        """Whether the content has been read."""
-        return not self._content
 
     def finish(self) -> None:
         """There is nothing to give back."""

@@ -26,7 +26,7 @@ from piapi_async.ledger import Ledger
 from piapi_async.models import ChatCompletion, ChatRequest, Message
 from piapi_async.provider import Provider
 
-__all__ = ["NO_BILL", "Bill", "Billing", "Quote"]
+__all__ = ["Billing", "Quote"]
 
 MESSAGE_TOKENS = 16
 """Tokens that a message may cost beside its text: roles and separators (ours: twice what OpenAI's chat format adds)."""
@@ -36,22 +36,6 @@ PART_TOKENS = 50_000
 request (ours, a guess on the high side: no page that we know gives a bound)."""
 
 _NO_TABLE: Mapping[str, ModelInfo] = MappingProxyType({})
-
-
-class Bill(msgspec.Struct, frozen=True, eq=False):
-    """What an answer cost.
-
-    Attributes:
-        cost: US dollars; None when the price is unknown.
-        estimated: Whether it rests on an estimate of the tokens.
-    """
-
-    cost: Decimal | None
-    estimated: bool
-
-
-NO_BILL = Bill(None, False)
-"""Of an attempt that has no answer."""
 
 
 class _Tariff(msgspec.Struct, frozen=True, eq=False):
@@ -221,14 +205,18 @@ class Billing:
 
     def book(
         self, reserved: int, request: ChatRequest, model: str, provider: Provider, completion: ChatCompletion
-    ) -> Bill:
-        """Enter an answer into the books, and say what it cost: by its usage, else by an estimate."""
+    ) -> Decimal | None:
+        """Enter an answer into the books, and say what it cost, by its usage, else by an estimate.
+
+        Returns:
+            US dollars; None when the price is unknown.
+        """
         tariff = self._tariffs.get((id(provider), model)) or self._tariff(provider, model)
         usage = completion.usage
         rates, vendor = tariff.rates, tariff.vendor
         if rates is None:
             self.ledger.settle(reserved, provider.name, tariff.name, None)
-            return Bill(None, usage is None)
+            return None
         if usage is not None:
             prompt, answer = usage.prompt_tokens, usage.completion_tokens
         else:
@@ -237,7 +225,7 @@ class Billing:
         amount = charge(rates, prompt, answer)
         saved = 0 if vendor is None else charge(vendor, prompt, answer) - amount
         self.ledger.settle(reserved, provider.name, tariff.name, amount, saved, usage is None)
-        return Bill(to_dollars(amount), usage is None)
+        return to_dollars(amount)
 
     def lose(self, reserved: int | None, request: ChatRequest, model: str, provider: Provider) -> None:
         """Enter a request whose bill is unknown: what was reserved for it, or else the most that it may cost."""

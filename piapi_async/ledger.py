@@ -55,12 +55,16 @@ class Entry:
 class Ledger:
     """The books of one client. Prints as a table.
 
+    Attributes:
+        limited: Whether there is a budget.
+
     Args:
         budget: Picodollars that spent, reserved and unknown together never pass; None for no limit.
     """
 
     def __init__(self, budget: int | None = None) -> None:
         self._budget = budget
+        self.limited = budget is not None
         self._spent = 0
         self._reserved = 0
         self._unknown = 0
@@ -71,11 +75,6 @@ class Ledger:
     def budget(self) -> Decimal | None:
         """US dollars that may be spent; None for no limit."""
         return None if self._budget is None else to_dollars(self._budget)
-
-    @property
-    def limited(self) -> bool:
-        """Whether there is a budget."""
-        return self._budget is not None
 
     @property
     def spent(self) -> Decimal:

@@ -112,6 +112,7 @@ class Exchange:
         due: When the wait that is under way ends in a timeout, `NEVER` while there is none.
         began: When the last wait for the body began.
         expired: Whether one did.
+        ended: Whether nothing of the body is left. False proves nothing: the next read may return `b""`.
     """
 
     headers: Headers
@@ -125,6 +126,7 @@ class Exchange:
         "_task",
         "began",
         "due",
+        "ended",
         "expired",
         "headers",
         "made",
@@ -141,6 +143,7 @@ class Exchange:
         self.due = NEVER
         self.began = NEVER
         self.expired = False
+        self.ended = False
 
     def begin(self, response: aiohttp.ClientResponse) -> None:
         """Note that the answer begins."""
@@ -207,6 +210,7 @@ class Exchange:
         failure: BaseException
         try:
             if content.is_eof():
+                self.ended = self._inflate is None
                 return content.read_nowait()
             self.began = now = line.time()
             self.due = ends = due.ends(now)
@@ -224,10 +228,6 @@ class Exchange:
         if self.expired:
             raise timed_out(due.after(self.began, "progress", due.progress), line.host)
         raise _closed(line.host) if line.closed else _translate(failure, line.host, in_body=True)
-
-    def at_end(self) -> bool:
-        """Whether the body has been read to its end; another `read` may tell where this does not."""
-        return self._inflate is None and self._reader.at_eof()
 
     async def read_all(self, due: Due, start: bytes = b"") -> bytes:
         """Return the whole body.
@@ -251,7 +251,7 @@ class Exchange:
                     f"{self._line.host} answered with more than {MAX_BODY_BYTES:,} bytes; ask for a shorter answer",
                     maybe_billed=True,
                 )
-            if self.at_end():
+            if self.ended:
                 break
         self.finish()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 
 import msgspec
 
-from piapi_async.billing import NO_BILL, Bill, Billing
+from piapi_async.billing import Billing
 from piapi_async.breaker import Breaker
 from piapi_async.errors import AllProvidersFailedError, APIError, APIStatusError
 from piapi_async.gate import Gate
@@ -163,7 +164,7 @@ class Sending(msgspec.Struct, eq=False):
     first_token: float | None = None
     headers: Headers | None = None
     pause: float = 0.0
-    bill: Bill = NO_BILL
+    cost: Decimal | None = None
     ended: bool = False
 
     __repr__ = object.__repr__  # as above
@@ -303,7 +304,7 @@ class Router:
 
     def begin(self, call: Call, site: Site, lane: Lane, now: float, reserved: int | None = None) -> Sending:
         """Note that an attempt begins, its place at the gate taken; `succeeded`, `failed` or `abandoned` ends it."""
-        breaker = lane.breaker(call.model)
+        breaker = lane.breakers.get(call.model) or lane.breaker(call.model)
         probe = not breaker.closed and breaker.begin(now)
         call.sent += 1
         if site.tokens < self._retry.tokens and site not in call.failures:
@@ -334,7 +335,7 @@ class Router:
         """Note a good answer, book it, and give the place at the gate back, as the next two do."""
         call, lane = sending.call, sending.lane
         self._end(sending, now, "ok", completion.usage, good=None if sending.judged else True)
-        sending.bill = self._billing.book(sending.reserved or 0, call.request, call.model, lane.provider, completion)
+        sending.cost = self._billing.book(sending.reserved or 0, call.request, call.model, lane.provider, completion)
         lane.gate.good()
         if self._retry.hedge:
             begin = sending.first_token
