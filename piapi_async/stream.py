@@ -109,6 +109,7 @@ class _Choice:
 
 
 _NO_CHOICE = _Choice()
+"""Stands where there is none yet; nothing is ever added to it."""
 
 
 def _join_logprobs(parts: list[object]) -> object:
@@ -138,7 +139,7 @@ class Answer:
         self._choices: dict[int, _Choice] = {}
         # The choice that the last chunk was for: looked at first. Where thousands of streams get a token in turn, each
         # object that a token leads to is one that the processor has to fetch.
-        self._place = -1
+        self._place: int | None = None
         self._last = _NO_CHOICE
         self._id = ""
         self._created = 0

@@ -182,6 +182,12 @@ async def test_a_broken_connection_is_one_more_end() -> None:
     assert caught.value is reset
 
 
+async def test_a_choice_below_zero_stays_in_its_stream() -> None:
+    for _ in range(2):
+        whole = await joined(delta(-1, content="a"), delta(0, content="b"), delta(-1, "stop", content="c"), DONE)
+        assert [(choice.index, choice.message.text) for choice in whole.choices] == [(-1, "ac"), (0, "b")]
+
+
 async def test_a_half_surrogate_at_the_end_is_replaced() -> None:
     half = delta(content="?").replace(b'"?"', rb'"a\ud83d"')
     assert (await joined(half, DONE)).text == "a\ufffd"
