@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -13,7 +14,7 @@ import attrs
 import msgspec
 import pytest
 
-from benchmarks import clients, curves, picture, rows, server, worker
+from benchmarks import clients, curves, instructions, picture, rows, server, worker
 from benchmarks.__main__ import main
 from benchmarks.clients import Peer, Sink
 from benchmarks.rounds import Worker, load_server
@@ -150,6 +151,33 @@ def test_each_peer_answers_rightly(peer: str) -> None:
             results = worker.one_round(), worker.close()
             assert [(result.failed, result.error) for result in results] == [(0, ""), (0, "")]
             assert results[0].units > 0
+
+
+needs_valgrind = pytest.mark.skipif(
+    shutil.which("valgrind") is None, reason="valgrind is not installed: apt-get install valgrind"
+)
+
+
+@needs_valgrind
+def test_instructions_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert instructions.main(["--rows", "complete", "--scale", "0.01"]) == 0
+    _, _, line = capsys.readouterr().out.strip().splitlines()
+    bare, ours, ratio = (float(cell.replace(",", "")) for cell in line.strip(" |").split(" | ")[1:])
+    assert 100_000 < bare < ours < 10 * bare
+    assert ratio == pytest.approx(ours / bare, abs=0.01)
+
+
+@needs_valgrind
+def test_instructions_of_calls_that_fail_are_not_counted() -> None:
+    with pytest.raises(RuntimeError, match="1 failed; first: "):
+        instructions.per_unit(task("complete", peer="bare", count=1, ports={"fast": 1}))
+
+
+def test_instructions_need_valgrind(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit, match="2"):
+        instructions.main([])
+    assert "apt-get install valgrind" in capsys.readouterr().err
 
 
 def test_each_peer_has_a_label_and_what_it_needs() -> None:
