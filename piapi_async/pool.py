@@ -14,6 +14,7 @@ import math
 import socket
 import ssl as ssl_module
 import zlib
+from collections import deque
 from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -53,6 +54,10 @@ LARGE_BODY = 1 << 20
 
 INFLATED_PIECE = 1 << 20
 """Most bytes that one read of a compressed body gives (ours)."""
+
+BURST = 256
+"""Most requests that begin in one turn of the loop: thousands at once would keep it so busy that their connections,
+though made, are not looked at before the connect timer is over (ours)."""
 
 KEEPALIVE = tuple(
     (getattr(socket, name), value)
@@ -288,6 +293,8 @@ class _Line:
 
     Attributes:
         rings: When the timer rings.
+        begun: Requests begun in this turn of the loop.
+        waiting: Those that wait for another turn.
     """
 
     def __init__(self, endpoint: Endpoint, open_session: _Opener) -> None:
@@ -302,6 +309,8 @@ class _Line:
         self._exchanges: set[Exchange] = set()
         self._draining: dict[aiohttp.ClientResponse, asyncio.TimerHandle] = {}
         self.rings = NEVER
+        self.begun = 0
+        self.waiting: deque[asyncio.Future[None]] = deque()
         self._alarm: asyncio.TimerHandle | None = None
 
     @property
@@ -316,8 +325,26 @@ class _Line:
             self._spare = self._open_session(force_close=True)
         return self._spare
 
+    async def wait_for_turn(self) -> None:
+        """Wait for a turn of the loop in which fewer than `BURST` requests have begun, first come, first served."""
+        turn = self._loop.create_future()
+        self.waiting.append(turn)
+        await turn
+
+    def _turn(self) -> None:
+        self.begun = 0
+        for _ in range(min(BURST, len(self.waiting))):
+            turn = self.waiting.popleft()
+            if not turn.done():  # as one that is cancelled is
+                turn.set_result(None)
+        if self.waiting:
+            self._loop.call_soon(self._turn)
+
     def begin(self, due: float) -> Exchange:
         """Begin a request, whose answer must begin before `due`."""
+        if not self.begun and not self.waiting:
+            self._loop.call_soon(self._turn)
+        self.begun += 1
         task: Any = asyncio.current_task(self._loop)
         exchange = Exchange(self, task)
         self._exchanges.add(exchange)
@@ -374,6 +401,10 @@ class _Line:
         self.closed = True
         if self._alarm is not None:
             self._alarm.cancel()
+        for turn in self.waiting:
+            if not turn.done():
+                turn.set_result(None)
+        self.waiting.clear()
         for response in [*(e.response for e in self._exchanges if e.response is not None), *self._draining]:
             self._shut(response)
         await self.session.close()
@@ -536,6 +567,10 @@ class SessionPool:
         line = self._lines.get(endpoint)
         if line is None:
             raise _closed(endpoint.provider)
+        if line.begun >= BURST or line.waiting:
+            await line.wait_for_turn()
+            if line.closed:
+                raise _closed(line.host)
         exchange = line.begin(due.at)
         token = _exchange.set(exchange)
         failure: BaseException

@@ -12,13 +12,14 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import pytest
 
 from piapi_async import APIConnectionError, APIResponseError, APITimeoutError, Client
 from piapi_async.errors import Secret
 from piapi_async.policy import Due
-from piapi_async.pool import INFLATED_PIECE, Endpoint, SessionPool
+from piapi_async.pool import BURST, INFLATED_PIECE, Endpoint, SessionPool
 from piapi_async.testing import Close, LocalServer, RawServer, ReadRequest, Repeat, Send, Wait, http_response
 from piapi_async.wire import Body
 from tests.wires import server_in_a_thread
@@ -164,6 +165,47 @@ async def _pieces(exchange) -> AsyncIterator[bytes]:  # type: ignore[no-untyped-
     while piece := await exchange.read(Due()):
         yield piece
     exchange.finish()
+
+
+async def test_thousands_at_once_begin_in_turns() -> None:
+    count = BURST * 2 + 10
+    loop = asyncio.get_running_loop()
+    most = [0]
+
+    async with LocalServer() as server:
+        target = Endpoint("piapi", f"{server.base_url}/chat/completions", Secret(server.api_key))
+        async with SessionPool([target]) as pool:
+
+            def look() -> None:
+                most.append(pool.in_flight)
+                if len(most) < 1000:
+                    loop.call_soon(look)
+
+            async def ask() -> int:
+                exchange = await pool.send(target, BODY, {}, Due())
+                await exchange.read_all(Due())
+                return exchange.status
+
+            calls = [asyncio.create_task(ask()) for _ in range(count)]
+            look()
+            await asyncio.sleep(0)
+            calls[BURST + 5].cancel()  # one that never begins leaves its turn to the next
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert sum(answer == 400 for answer in answers) == count - 1  # it is no request that the server knows
+    assert max(after - before for before, after in pairwise(most)) == BURST
+
+
+async def test_closed_before_its_turn(server: RawServer) -> None:
+    target = endpoint(server)
+    async with SessionPool([target]) as pool:
+        calls = [asyncio.create_task(pool.send(target, BODY, {}, Due())) for _ in range(BURST + 2)]
+        await asyncio.sleep(0)
+        calls[-1].cancel()
+        await pool.close()
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    late = answers[-2]
+    assert isinstance(late, APIConnectionError)
+    assert late.kind == "closed"
 
 
 async def test_one_timer_serves_many_waits() -> None:
