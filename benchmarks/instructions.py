@@ -4,7 +4,7 @@ A count, not a time: it is the same whatever else the machine does, so a change 
 knows nothing of what the kernel does for the client, nor of what waits for memory; the bars are about CPU time.
 
 valgrind runs the worker for one round and for some more; what these add is divided by their units. Python's garbage
-collector is off, as few of its full turns fall into so short a run. Needs valgrind, and takes about three minutes.
+collector is off, as few of its full turns fall into so short a run. Needs valgrind, and takes some minutes.
 """
 
 from __future__ import annotations
