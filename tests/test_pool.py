@@ -168,7 +168,7 @@ async def _pieces(exchange) -> AsyncIterator[bytes]:  # type: ignore[no-untyped-
 
 
 async def test_thousands_at_once_begin_in_turns() -> None:
-    count = BURST * 2 + 10
+    count = BURST + 10  # each takes two files, one here and one at the server
     loop = asyncio.get_running_loop()
     most = [0]
 
