@@ -100,16 +100,7 @@ def encode_request(request: ChatRequest, model: str, *, include_usage: bool = Fa
     Raises:
         InvalidRequestError: The body is larger than `MAX_REQUEST_BYTES`.
     """
-    fields = dict(vars(request))  # holds what is given, and no more
-    fields["messages"] = [_message_fields(message) for message in request.messages]
-    fields["model"] = model
-    if include_usage and request.stream:
-        fields.setdefault("stream_options", {"include_usage": True})
-    if request.extra_body is not None:
-        del fields["extra_body"]
-        fields.update(request.extra_body)
-    body = _encode(fields)
-    del fields
+    body = _encode(_wire_fields(request, model, include_usage))  # bound to no name here: a traceback may show locals
     if len(body) <= MAX_REQUEST_BYTES:
         return Body(body)
     size = len(body)
@@ -127,6 +118,18 @@ def _as_builtin(value: object) -> object:
 
 
 _encode = msgspec.json.Encoder(enc_hook=_as_builtin).encode
+
+
+def _wire_fields(request: ChatRequest, model: str, include_usage: bool) -> JSON:
+    fields = dict(vars(request))  # holds what is given, and no more
+    fields["messages"] = [_message_fields(message) for message in request.messages]
+    fields["model"] = model
+    if include_usage and request.stream:
+        fields.setdefault("stream_options", {"include_usage": True})
+    if request.extra_body is not None:
+        del fields["extra_body"]
+        fields.update(request.extra_body)
+    return fields
 
 
 _TOOL_CALL = ("function", "id", "type", "index")
@@ -248,8 +251,10 @@ def decode_completion(body: bytes, *, asked: str = "", secrets: Iterable[Secret]
         completion = None if _may_be_deep(body) else _decode_body(body)
     except _ENGINE_ERRORS:
         completion = None
+    if completion is None or not (completion.choices and completion.model and completion.object):
+        return _decode_slowly(body, asked, secrets)
     # A quoted word is found only as a key or a whole value, since quotes inside strings are escaped.
-    if completion is None or not completion.choices or body.find(b'"error"') >= 0:
+    if body.find(b'"error"') >= 0:
         return _decode_slowly(body, asked, secrets)
     vars(completion)["_body"] = body
     return completion

@@ -354,6 +354,8 @@ def test_liberties_with_fields_that_no_answer_depends_on(changes: dict[str, obje
 
 def test_a_completion_that_names_no_model_has_the_one_asked() -> None:
     assert decode_completion(completion(model=None), asked="gpt-4o").model == "gpt-4o"
+    assert decode_completion(completion(model=""), asked="gpt-4o").model == "gpt-4o"
+    assert decode_completion(completion(object="")).object == "chat.completion"
     assert decode_completion(completion(), asked="gpt-4o").model == "gpt-3.5-turbo"
 
 
