@@ -92,7 +92,7 @@ class Site(msgspec.Struct, eq=False):
 
 def _headers(provider: Provider) -> dict[str, str]:
     """What nearly all requests to a provider have in common."""
-    return {"X-Attempt": "1", **provider.headers}
+    return {**provider.headers, "X-Attempt": "1"}
 
 
 def _load(lane: Lane) -> int:
