@@ -48,5 +48,5 @@ async def test_batch(piapi_server: LocalServer, tmp_path: Path) -> None:
 async def test_program(program: str, piapi_server: LocalServer, tmp_path: Path) -> None:
     out, errors = await run([sys.executable, "-X", "dev", "-W", "error", "-c", program], piapi_server, tmp_path)
     assert out
-    # asyncio's development mode also says when a step took over 100 ms: a busy machine's speed, no fault of the program.
+    # asyncio also says when a step took over 100 ms: that is a busy machine, no fault of the program.
     assert re.sub(r"^Executing <.*> took [\d.]+ seconds\n", "", errors, flags=re.MULTILINE) == ""
