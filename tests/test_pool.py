@@ -195,6 +195,27 @@ async def test_thousands_at_once_begin_in_turns() -> None:
     assert max(after - before for before, after in pairwise(most)) == BURST
 
 
+async def test_thousands_at_once_take_several_turns() -> None:
+    # Nobody listens there: each call takes a file for a moment only, and so many would not do with 1,024 of them else.
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        target = Endpoint("piapi", f"http://127.0.0.1:{nobody.getsockname()[1]}/chat/completions", Secret("sk-x"))
+        begun = [0]
+        async with SessionPool([target]) as pool:
+            loop = asyncio.get_running_loop()
+            calls = [asyncio.create_task(pool.send(target, BODY, {}, Due())) for _ in range(2 * BURST + 10)]
+
+            def look() -> None:
+                begun.append(pool.in_flight + sum(call.done() for call in calls))
+                if len(begun) < 100:
+                    loop.call_soon(look)
+
+            look()
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert {answer.kind for answer in answers if isinstance(answer, APIConnectionError)} == {"connect"}
+    assert [after - before for before, after in pairwise(begun) if after > before] == [BURST, BURST, 10]
+
+
 async def test_closed_before_its_turn(server: RawServer) -> None:
     target = endpoint(server)
     async with SessionPool([target]) as pool:
