@@ -22,11 +22,12 @@ from piapi_async.catalog import (
     to_dollars,
 )
 from piapi_async.errors import InvalidRequestError
-from piapi_async.ledger import Ledger
-from piapi_async.models import ChatCompletion, ChatRequest, Message
+from piapi_async.ledger import Ledger, Row
+from piapi_async.models import ChatRequest, Message
 from piapi_async.provider import Provider
+from piapi_async.wire import WireCompletion
 
-__all__ = ["Billing", "Quote"]
+__all__ = ["Account", "Billing", "Quote"]
 
 MESSAGE_TOKENS = 16
 """Tokens that a message may cost beside its text: roles and separators (ours: twice what OpenAI's chat format adds)."""
@@ -38,16 +39,16 @@ request (ours, a guess on the high side: no page that we know gives a bound)."""
 _NO_TABLE: Mapping[str, ModelInfo] = MappingProxyType({})
 
 
-class _Tariff(msgspec.Struct, frozen=True, eq=False):
-    """What a provider takes for a model.
+class Account(msgspec.Struct, frozen=True, eq=False):
+    """One provider's model in the books.
 
     Attributes:
-        name: The provider's name of it.
+        row: Where it is entered.
         rates: Its price there, as `ModelInfo.picodollars`; None when unknown.
         vendor: The vendor's own price; None when unknown.
     """
 
-    name: str
+    row: Row
     rates: tuple[int, int, int] | None
     vendor: tuple[int, int, int] | None
 
@@ -93,7 +94,6 @@ class Billing:
         self._plan = plan
         self._count = tokenizer or estimate_tokens
         self._fold = fold
-        self._tariffs: dict[tuple[int, str], _Tariff] = {}  # by the provider's identity: names may be equal
         self.ledger = ledger
 
     def price(self, provider: Provider, model: str) -> ModelInfo | None:
@@ -203,52 +203,49 @@ class Billing:
 
     # -- after -------------------------------------------------------------------------------------------------------
 
-    def book(
-        self, reserved: int, request: ChatRequest, model: str, provider: Provider, completion: ChatCompletion
-    ) -> Decimal | None:
+    def account(self, provider: Provider, model: str) -> Account:
+        """Open the account of a model, by the caller's name, at a provider; to look it up for each answer took 2 µs."""
+        name = provider.model(model)
+        info = self._find(provider, name)
+        vendor = None if info is None else at_vendor_price(info)
+        return Account(
+            self.ledger.row(provider.name, name),
+            None if info is None else info.picodollars,
+            None if vendor is None else vendor.picodollars,
+        )
+
+    def book(self, account: Account, reserved: int, request: ChatRequest, found: WireCompletion) -> Decimal | None:
         """Enter an answer into the books, and say what it cost, by its usage, else by an estimate.
 
         Returns:
             US dollars; None when the price is unknown.
         """
-        tariff = self._tariffs.get((id(provider), model)) or self._tariff(provider, model)
-        usage = completion.usage
-        rates, vendor = tariff.rates, tariff.vendor
-        if rates is None:
-            self.ledger.settle(reserved, provider.name, tariff.name, None)
+        usage = found.usage
+        if account.rates is None:
+            self.ledger.settle(account.row, reserved, None)
             return None
         if usage is not None:
             prompt, answer = usage.prompt_tokens, usage.completion_tokens
         else:
             prompt = self.estimate(request.messages)
-            answer = self.estimate(c.message for c in completion.choices)
-        amount = charge(rates, prompt, answer)
-        saved = 0 if vendor is None else charge(vendor, prompt, answer) - amount
-        self.ledger.settle(reserved, provider.name, tariff.name, amount, saved, usage is None)
+            answer = self.estimate(choice.message for choice in found.choices)
+        amount = charge(account.rates, prompt, answer)
+        saved = 0 if account.vendor is None else charge(account.vendor, prompt, answer) - amount
+        self.ledger.settle(account.row, reserved, amount, saved, usage is None)
         return to_dollars(amount)
 
-    def lose(self, reserved: int | None, request: ChatRequest, model: str, provider: Provider) -> None:
+    def lose(
+        self, account: Account, reserved: int | None, request: ChatRequest, model: str, provider: Provider
+    ) -> None:
         """Enter a request whose bill is unknown: what was reserved for it, or else the most that it may cost."""
-        name = provider.model(model)
         if reserved is not None:
-            self.ledger.keep(reserved, provider.name, name)
+            self.ledger.keep(account.row, reserved)
         else:
-            self.ledger.lose(self.at_most(request, model, provider), provider.name, name)
+            self.ledger.lose(account.row, self.at_most(request, model, provider))
 
     def estimate(self, messages: Iterable[Message]) -> int:
         """Tokens of messages, estimated."""
         return sum(self._count(text) for message in messages for text in _texts(message) if text)
-
-    def _tariff(self, provider: Provider, model: str) -> _Tariff:
-        """Look up what `book` needs, once for each provider and model: to do so for each answer took 2 µs."""
-        name = provider.model(model)
-        info = self._find(provider, name)
-        vendor = None if info is None else at_vendor_price(info)
-        tariff = _Tariff(
-            name, None if info is None else info.picodollars, None if vendor is None else vendor.picodollars
-        )
-        self._tariffs[id(provider), model] = tariff
-        return tariff
 
 
 def _texts(message: Message) -> list[str]:

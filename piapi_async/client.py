@@ -44,7 +44,7 @@ from piapi_async.pool import Exchange, SessionPool, Transport
 from piapi_async.provider import Provider, check_proxy, read_keys
 from piapi_async.route import Call, Lane, Router, Sending, Site, Statistics
 from piapi_async.stream import Answer, ChatStream, Restarted, Source, Timers, read_chunks
-from piapi_async.wire import WireChunk, decode_completion, encode_request, error_from_response, read_id
+from piapi_async.wire import WireChunk, WireCompletion, decode_completion, encode_request, error_from_response, read_id
 
 if TYPE_CHECKING:
     from piapi_async.fanout import FanOut
@@ -421,13 +421,13 @@ class Client:
             sending = self._enter_at_once(call, site, lane, now) or await self._enter(call, site, lane)
             try:
                 if self._retry.hedge:
-                    sending, completion = await self._race(sending, self._complete_once)
+                    sending, found = await self._race(sending, self._complete_once)
                 else:
-                    completion = await self._complete_once(sending)
+                    found = await self._complete_once(sending)
             except APIError as error:
                 failure = error.with_traceback(None)
             else:
-                return self._finish(sending, completion)
+                return self._finish(sending, found)
             site, lane, now = await self._follow(call, failure)
 
     async def _stream(self, call: Call) -> Source:
@@ -547,12 +547,12 @@ class Client:
 
     # -- send once ---------------------------------------------------------------------------------------------------
 
-    async def _complete_once(self, sending: Sending) -> ChatCompletion:
+    async def _complete_once(self, sending: Sending) -> WireCompletion:
         try:
             timeout = self._timeout
             due = sending.call.deadline.after(sending.began, "total", timeout.total, timeout.progress)
             exchange = await self._open(sending, due)
-            completion = decode_completion(
+            found = decode_completion(
                 await exchange.read_all(due),
                 asked=sending.call.model,
                 secrets=sending.lane.provider.api_key,
@@ -563,8 +563,8 @@ class Client:
             self._router.abandoned(sending, self._clock())
             raise
         else:
-            self._router.succeeded(sending, self._clock(), completion)
-            return completion
+            self._router.succeeded(sending, self._clock(), found)
+            return found
         self._router.failed(sending, self._clock(), failure)
         raise failure
 
@@ -606,7 +606,7 @@ class Client:
         self._break_off(begun, failure)
         raise failure
 
-    def _end_stream(self, begun: _Begun) -> ChatCompletion:
+    def _end_stream(self, begun: _Begun) -> WireCompletion:
         """Note that a stream ended well, and return the whole answer."""
         begun.exchange.finish()
         whole = begun.answer.whole(begun.sending.call.model)
@@ -691,18 +691,24 @@ class Client:
         asked = request.max_completion_tokens or request.max_tokens or 0
         return self._billing.estimate(request.messages) + asked * (request.n or 1)
 
-    def _finish(self, sending: Sending, completion: ChatCompletion) -> ChatCompletion:
+    def _finish(self, sending: Sending, found: WireCompletion) -> ChatCompletion:
         call, lane = sending.call, sending.lane
-        if lane.gate.counts_tokens and completion.usage:
-            lane.gate.settle(self._tokens(call), completion.usage.total_tokens)
-        # The completion is still ours alone, so it is filled in, which saves 1 µs against a changed copy.
-        fields = vars(completion)
-        fields["cost"] = sending.cost
-        fields["cost_estimated"] = completion.usage is None
-        fields["provider"] = lane.provider.name
-        fields["attempts"] = tuple(call.attempts)
-        fields["request_id"] = sending.request_id
-        return completion
+        if lane.gate.counts_tokens and found.usage:
+            lane.gate.settle(self._tokens(call), found.usage.total_tokens)
+        return ChatCompletion(
+            found.id,
+            found.object,
+            found.created,
+            found.model,
+            found.choices,
+            found.usage,
+            sending.cost,
+            found.usage is None,
+            lane.provider.name,
+            tuple(call.attempts),
+            sending.request_id,
+            found.body,
+        )
 
 
 class _Begun(msgspec.Struct, eq=False):

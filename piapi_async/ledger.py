@@ -15,10 +15,10 @@ import attrs
 from piapi_async.catalog import from_dollars, to_dollars
 from piapi_async.errors import BudgetExceededError
 
-__all__ = ["Entry", "Ledger"]
+__all__ = ["Entry", "Ledger", "Row"]
 
 
-class _Row:
+class Row:
     """What one provider's model cost so far, as in `Entry`, in picodollars."""
 
     __slots__ = ("calls", "estimated", "saved", "spent", "unknown", "unpriced")
@@ -68,8 +68,7 @@ class Ledger:
         self._spent = 0
         self._reserved = 0
         self._unknown = 0
-        self._saved = 0
-        self._rows: dict[tuple[str, str], _Row] = {}
+        self._rows: dict[tuple[str, str], Row] = {}
 
     @property
     def budget(self) -> Decimal | None:
@@ -94,7 +93,7 @@ class Ledger:
     @property
     def saved(self) -> Decimal:
         """US dollars saved against the vendors' own prices."""
-        return to_dollars(self._saved)
+        return to_dollars(sum(row.saved for row in self._rows.values()))
 
     @property
     def left(self) -> Decimal | None:
@@ -149,46 +148,43 @@ class Ledger:
         """Give back what was reserved for a request that can't have been billed."""
         self._reserved -= reserved
 
-    def keep(self, reserved: int, provider: str, model: str) -> None:
+    def keep(self, row: Row, reserved: int) -> None:
         """Keep what was reserved for a request whose bill is unknown."""
         self._reserved -= reserved
         self._unknown += reserved
-        self._row(provider, model).unknown += reserved
+        row.unknown += reserved
 
-    def lose(self, amount: int, provider: str, model: str) -> None:
+    def lose(self, row: Row, amount: int) -> None:
         """Note a bill that is unknown, where nothing had been reserved."""
         self._reserved += amount
-        self.keep(amount, provider, model)
+        self.keep(row, amount)
 
     def bring_forward(self, spent: Decimal, unknown: Decimal) -> None:
         """Enter what was spent before this client: US dollars for answers, and of unknown bills. They count too."""
-        row = self._row("earlier", "")
+        row = self.row("earlier", "")
         row.spent += from_dollars(spent)
         row.unknown += from_dollars(unknown)
         self._spent += from_dollars(spent)
         self._unknown += from_dollars(unknown)
 
-    def settle(
-        self, reserved: int, provider: str, model: str, cost: int | None, saved: int = 0, estimated: bool = False
-    ) -> None:
+    def settle(self, row: Row, reserved: int, cost: int | None, saved: int = 0, estimated: bool = False) -> None:
         """Turn what was reserved into what the answer cost; None where the price is unknown."""
         self._reserved -= reserved
-        row = self._rows.get((provider, model)) or self._row(provider, model)
         row.calls += 1
         if cost is None:
             row.unpriced += 1
             return
         self._spent += cost
-        self._saved += saved
         row.spent += cost
         row.saved += saved
         if estimated:
             row.estimated += cost
 
-    def _row(self, provider: str, model: str) -> _Row:
+    def row(self, provider: str, model: str) -> Row:
+        """The row of one provider's model, made where there is none yet."""
         row = self._rows.get((provider, model))
         if row is None:
-            row = self._rows[provider, model] = _Row()
+            row = self._rows[provider, model] = Row()
         return row
 
     def __str__(self) -> str:

@@ -14,14 +14,15 @@ from decimal import Decimal
 
 import msgspec
 
-from piapi_async.billing import Billing
+from piapi_async.billing import Account, Billing
 from piapi_async.breaker import Breaker
 from piapi_async.errors import AllProvidersFailedError, APIError, APIStatusError
 from piapi_async.gate import Gate
-from piapi_async.models import Attempt, ChatCompletion, ChatRequest, Usage
+from piapi_async.models import Attempt, ChatRequest, Usage
 from piapi_async.policy import NEVER, PAUSE_CAP, Due, Headers, Health, Limits, Retry, Verdict, judge, timed_out
 from piapi_async.pool import Endpoint
 from piapi_async.provider import Provider
+from piapi_async.wire import WireCompletion
 
 __all__ = ["Call", "Lane", "LaneStatistics", "Router", "Sending", "Site", "Statistics"]
 
@@ -43,6 +44,7 @@ class Lane(msgspec.Struct, eq=False):
     health: Health
     dice: random.Random
     breakers: dict[str, Breaker] = msgspec.field(default_factory=dict[str, Breaker])
+    accounts: dict[str, Account] = msgspec.field(default_factory=dict[str, Account])
 
     def breaker(self, model: str) -> Breaker:
         """The breaker of a model."""
@@ -331,15 +333,22 @@ class Router:
         sending.breaker.end(now, good, sending.probe, sending.began)
         sending.lane.gate.release()
 
-    def succeeded(self, sending: Sending, now: float, completion: ChatCompletion) -> None:
+    def succeeded(self, sending: Sending, now: float, found: WireCompletion) -> None:
         """Note a good answer, book it, and give the place at the gate back, as the next two do."""
         call, lane = sending.call, sending.lane
-        self._end(sending, now, "ok", completion.usage, good=None if sending.judged else True)
-        sending.cost = self._billing.book(sending.reserved or 0, call.request, call.model, lane.provider, completion)
+        self._end(sending, now, "ok", found.usage, good=None if sending.judged else True)
+        account = lane.accounts.get(call.model) or self._account(lane, call.model)
+        sending.cost = self._billing.book(account, sending.reserved or 0, call.request, found)
         lane.gate.good()
         if self._retry.hedge:
             begin = sending.first_token
             sending.site.starts[begin is not None].append(now - sending.began if begin is None else begin)
+
+    def _account(self, lane: Lane, model: str) -> Account:
+        account = lane.accounts.get(model)
+        if account is None:
+            account = lane.accounts[model] = self._billing.account(lane.provider, model)
+        return account
 
     def opened(self, sending: Sending) -> None:
         """Note an answer that begins well, but is the last one for a while: nobody sends until then."""
@@ -380,8 +389,8 @@ class Router:
         error.attempts = tuple(sending.call.attempts)
 
     def _lose(self, sending: Sending) -> None:
-        call = sending.call
-        self._billing.lose(sending.reserved, call.request, call.model, sending.lane.provider)
+        call, lane = sending.call, sending.lane
+        self._billing.lose(self._account(lane, call.model), sending.reserved, call.request, call.model, lane.provider)
 
     def _cool(self, sending: Sending, error: APIError, verdict: Verdict, times: int) -> None:
         """Make all callers of a key wait for as long as one of them was told to."""

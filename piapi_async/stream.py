@@ -32,7 +32,15 @@ from piapi_async.models import (
 )
 from piapi_async.policy import Due
 from piapi_async.sse import ServerSentEvent, SSEDecoder
-from piapi_async.wire import ChunkDecoder, WireChoice, WireChunk, WireDelta, as_chunk, decode_completion
+from piapi_async.wire import (
+    ChunkDecoder,
+    WireChoice,
+    WireChunk,
+    WireCompletion,
+    WireDelta,
+    as_chunk,
+    decode_completion,
+)
 
 __all__ = ["Answer", "ChatStream", "Restarted", "Timers", "read_chunks"]
 
@@ -221,9 +229,9 @@ class Answer:
         lacks = "a finish_reason" if terminated else "its terminator and a finish_reason"
         raise StreamTruncatedError(f"the stream ended without {lacks}: the answer is cut; ask again", maybe_billed=True)
 
-    def whole(self, asked: str) -> ChatCompletion:
+    def whole(self, asked: str) -> WireCompletion:
         """The answer as a completion; `asked` is the model to name when the stream named none."""
-        return ChatCompletion(
+        return WireCompletion(
             id=self._id,
             object="chat.completion",
             created=self._created,
@@ -298,7 +306,7 @@ async def read_chunks(
         if fresh and _is_document(data):
             body = await exchange.read_all(due._replace(progress=timers.progress), data)
             completion = decode_completion(body, secrets=secrets)
-            chunks, ended, failure = [_as_wire(completion)], True, None
+            chunks, ended, failure = [_as_chunk(completion)], True, None
         else:
             chunks, ended, failure = _decode(events, decoder, data)
         fresh = fresh and data.isspace()
@@ -345,7 +353,7 @@ def _decode(events: SSEDecoder, decoder: ChunkDecoder, data: bytes) -> tuple[lis
     return chunks, False, failure
 
 
-def _as_wire(completion: ChatCompletion) -> WireChunk:
+def _as_chunk(completion: WireCompletion) -> WireChunk:
     """A whole completion as the only chunk of a stream."""
     return WireChunk(
         choices=tuple(

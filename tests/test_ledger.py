@@ -19,8 +19,9 @@ def test_money_moves_one_way() -> None:
     assert (ledger.budget, ledger.left) == (Decimal("0.05"), Decimal("0.05"))
     first, second, third = ledger.reserve(CENT), ledger.reserve(2 * CENT), ledger.reserve(CENT)
     assert (ledger.reserved, ledger.left) == (Decimal("0.04"), Decimal("0.01"))
-    ledger.settle(first, "piapi", "gpt-4o", CENT // 2, saved=CENT // 4, estimated=True)
-    ledger.keep(second, "piapi", "gpt-4o")
+    row = ledger.row("piapi", "gpt-4o")
+    ledger.settle(row, first, CENT // 2, saved=CENT // 4, estimated=True)
+    ledger.keep(row, second)
     ledger.release(third)
     assert (ledger.spent, ledger.unknown, ledger.reserved) == (Decimal("0.005"), Decimal("0.02"), Decimal(0))
     assert ledger.left == Decimal("0.025")
@@ -41,9 +42,9 @@ def test_past_the_budget() -> None:
 def test_without_a_budget() -> None:
     ledger = Ledger()
     assert (ledger.budget, ledger.left) == (None, None)
-    ledger.lose(CENT, "backup", "m")
-    ledger.settle(ledger.reserve(0), "backup", "m", None)
-    ledger.settle(ledger.reserve(0), "piapi", "m", 3)
+    ledger.lose(ledger.row("backup", "m"), CENT)
+    ledger.settle(ledger.row("backup", "m"), ledger.reserve(0), None)
+    ledger.settle(ledger.row("piapi", "m"), ledger.reserve(0), 3)
     assert (ledger.unknown, ledger.reserved, ledger.spent) == (Decimal("0.01"), Decimal(0), Decimal("3e-12"))
     assert ledger.by_provider == {"backup": Decimal(0), "piapi": Decimal("3e-12")}
     assert [(e.provider, e.calls, e.unpriced) for e in ledger.entries] == [("backup", 1, 1), ("piapi", 1, 0)]
@@ -51,8 +52,8 @@ def test_without_a_budget() -> None:
 
 def test_it_prints_well() -> None:
     ledger = Ledger(500 * CENT)
-    ledger.settle(ledger.reserve(CENT), "piapi", "gpt-4o-mini", CENT // 3, saved=CENT // 9)
-    ledger.lose(CENT, "backup", "m")
+    ledger.settle(ledger.row("piapi", "gpt-4o-mini"), ledger.reserve(CENT), CENT // 3, saved=CENT // 9)
+    ledger.lose(ledger.row("backup", "m"), CENT)
     assert str(ledger) == (
         "provider  model        calls            spent  unknown            saved\n"
         "piapi     gpt-4o-mini      1  $0.003333333333    $0.00  $0.001111111111\n"
@@ -72,6 +73,7 @@ def test_K17_no_order_of_64_callers_passes_the_budget(seed: int) -> None:
     dice = random.Random(seed)
     budget = 100
     ledger = Ledger(budget)
+    row = ledger.row("piapi", "m")
     held: dict[int, int] = {}
     refused = 0
     for _ in range(100):
@@ -85,9 +87,9 @@ def test_K17_no_order_of_64_callers_passes_the_budget(seed: int) -> None:
             reserved = held.pop(caller)
             end = dice.choice(("settle", "keep", "release"))
             if end == "settle":
-                ledger.settle(reserved, "piapi", "m", dice.randint(0, reserved))
+                ledger.settle(row, reserved, dice.randint(0, reserved))
             elif end == "keep":
-                ledger.keep(reserved, "piapi", "m")
+                ledger.keep(row, reserved)
             else:
                 ledger.release(reserved)
         taken = ledger.spent + ledger.reserved + ledger.unknown
@@ -98,6 +100,7 @@ def test_K17_no_order_of_64_callers_passes_the_budget(seed: int) -> None:
 
 def test_K18_sums_are_exact() -> None:
     ledger = Ledger()
+    row = ledger.row("piapi", "m")
     for _ in range(1_000_000):
-        ledger.settle(0, "piapi", "m", 112_501)
+        ledger.settle(row, 0, 112_501)
     assert ledger.spent == Decimal("0.112501")

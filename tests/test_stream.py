@@ -60,7 +60,12 @@ async def joined(*pieces: bytes, **options: Any) -> ChatCompletion:
     answer = Answer()
     async for _ in read_chunks(Bytes(*pieces), answer, NO_TIMERS, **options):
         pass
-    return answer.whole("asked")
+    return whole(answer, "asked")
+
+
+def whole(answer: Answer, asked: str) -> ChatCompletion:
+    found = answer.whole(asked)
+    return ChatCompletion(found.id, found.object, found.created, found.model, found.choices, found.usage)
 
 
 DONE = b"data: [DONE]\n\n"
@@ -205,7 +210,7 @@ async def source() -> AsyncGenerator[list[WireChunk] | ChatCompletion, None]:
         NO_TIMERS,
     ):
         yield batch
-    yield answer.whole("m")
+    yield whole(answer, "m")
 
 
 async def test_tokens_chunks_and_completion() -> None:
