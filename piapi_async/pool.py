@@ -25,6 +25,7 @@ from weakref import WeakSet
 
 import aiohttp
 import msgspec
+from aiohttp import hdrs
 from aiohttp.http_exceptions import HttpProcessingError
 
 from piapi_async.errors import (
@@ -106,7 +107,7 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     headers: Mapping[str, str] = {}
 
 
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """One request under way, and its answer: status and headers at once, the body as it is read.
 
     Attributes:
@@ -120,44 +121,28 @@ class Exchange:
         ended: Whether nothing of the body is left. False proves nothing: the next read may return `b""`.
     """
 
-    headers: Headers
-    status: int
+    _line: _Line
+    _task: asyncio.Task[object]
+    _cancelling: int
+    due: float
+    response: aiohttp.ClientResponse | None = None
+    made: socket.socket | None = None
+    began: float = NEVER
+    expired: bool = False
+    ended: bool = False
+    status: int = 0
+    headers: Headers = cast("Headers", None)  # until the answer begins
+    _reader: aiohttp.StreamReader = cast("aiohttp.StreamReader", None)  # as above
+    _inflate: Inflate | None = None
 
-    __slots__ = (
-        "_cancelling",
-        "_inflate",
-        "_line",
-        "_reader",
-        "_task",
-        "began",
-        "due",
-        "ended",
-        "expired",
-        "headers",
-        "made",
-        "response",
-        "status",
-    )
-
-    def __init__(self, line: _Line, task: asyncio.Task[object]) -> None:
-        self._line = line
-        self._task = task
-        self._cancelling = task.cancelling()
-        self.response: aiohttp.ClientResponse | None = None
-        self.made: socket.socket | None = None
-        self.due = NEVER
-        self.began = NEVER
-        self.expired = False
-        self.ended = False
+    __repr__ = object.__repr__  # it would show all that these lead to
 
     def begin(self, response: aiohttp.ClientResponse) -> None:
         """Note that the answer begins."""
         self.response = response
         self._reader = response.content
         self.status = response.status
-        headers: Any = response.headers
-        self.headers = headers
-        self._inflate: Inflate | None = None
+        self.headers = cast("Headers", response.headers)
         encoding = response.headers.get("Content-Encoding")
         if encoding is not None and encoding.lower() != "identity":
             self._inflate = zlib.decompressobj(wbits=47)  # 47: zlib or gzip, as it comes
@@ -284,6 +269,22 @@ class Exchange:
 _exchange: ContextVar[Exchange] = ContextVar("piapi_async_exchange")
 
 
+class _Request(aiohttp.ClientRequest):
+    """A request that takes the headers as the session gives them.
+
+    aiohttp walks over them once more, one by one, and then looks which of its defaults are missing, where none is: a
+    tenth of what it does in Python for a request. Should it ask this class no more, it only takes longer again.
+    """
+
+    def update_headers(self, headers: Any) -> None:
+        """Take them; they are this request's own. The host stands first, as HTTP wants it, if it was there before."""
+        headers[hdrs.HOST] = self.url.host_port_subcomponent
+        self.headers = headers
+
+    def update_auto_headers(self, skip_auto_headers: object) -> None:
+        """Add none."""
+
+
 class _Line:
     """One endpoint's session, the spare one that always connects anew, and the requests under way.
 
@@ -346,9 +347,8 @@ class _Line:
             self._loop.call_soon(self._turn)
         self.begun += 1
         task: Any = asyncio.current_task(self._loop)
-        exchange = Exchange(self, task)
+        exchange = Exchange(self, task, task.cancelling(), due)
         self._exchanges.add(exchange)
-        exchange.due = due
         if due < self.rings:
             self.ring_at(due)
         return exchange
@@ -436,6 +436,7 @@ class _Opener:
             connector=connector,
             # All but the key: wherever else a session might be made to go, the key goes to this endpoint only.
             headers={
+                "Host": urlsplit(self._endpoint.url).netloc,
                 "Content-Type": "application/json",
                 "Accept": "application/json",
                 "Accept-Encoding": "identity",
@@ -444,6 +445,7 @@ class _Opener:
             },
             timeout=aiohttp.ClientTimeout(total=None, connect=pool.connect_timeout, ceil_threshold=math.inf),
             cookie_jar=aiohttp.DummyCookieJar(),
+            request_class=_Request,
             proxy=self._proxy,
             auto_decompress=False,  # it undoes an encoding in unbounded steps, and takes an unknown one for bad HTTP
             read_bufsize=READ_BUFFER,
@@ -579,7 +581,7 @@ class SessionPool:
             response = await (line.spare if fresh else line.session).post(
                 line.url,
                 data=body.content if len(body.content) < LARGE_BODY else io.BytesIO(body.content),
-                headers={"Authorization": f"Bearer {endpoint.secret.reveal()}", **headers},
+                headers={hdrs.AUTHORIZATION: f"Bearer {endpoint.secret.reveal()}", **headers},
                 allow_redirects=False,
             )
             exchange.begin(response)
