@@ -133,21 +133,18 @@ _WELL = Spell(0.0, 0.0)
 class FakeExchange(Exchange):
     """An answer that is there, whole, and has no connection."""
 
-    def __init__(self, host: str, status: int, content: bytes) -> None:
-        self._name = host
-        self._content = content
-        self.ended = False
-        self.status = status
-        self.headers = cast("Headers", CIMultiDict({"Content-Type": "application/json"}))
+    content: bytes = b""
 
-    @property
-    def host(self) -> str:
-        """The provider."""
-        return self._name
+    @classmethod
+    def make(cls, status: int, content: bytes) -> Self:
+        """Make one, of no line and no task."""
+        nothing: Any = None
+        headers = cast("Headers", CIMultiDict({"Content-Type": "application/json"}))
+        return cls(nothing, nothing, 0, math.inf, status=status, headers=headers, content=content)
 
     async def read(self, due: Due) -> bytes:
         """Return the content, then nothing."""
-        content, self._content = self._content, b""
+        content, self.content = self.content, b""
         return content
 
     def finish(self) -> None:
@@ -181,9 +178,9 @@ class FakeProvider:
             raise APIConnectionError(f"{self._name} refused the connection", kind="connect")
         if self._dice.random() < spell.errors:
             await asyncio.sleep(ROUND_TRIP)
-            return FakeExchange(self._name, 503, ERROR)
+            return FakeExchange.make(503, ERROR)
         await self._think(now, spell, due)
-        return FakeExchange(self._name, 200, ANSWER)
+        return FakeExchange.make(200, ANSWER)
 
     async def _think(self, now: float, spell: Spell, due: Due) -> None:
         seconds = self._dice.lognormvariate(math.log(self._latency), SPREAD)

@@ -111,17 +111,19 @@ class Gate:
             at = self.paused_until + self._limits.ramp * self.in_flight / self.bound
             if now < at:
                 return at
-        if not self._metered:
-            return now
         if self._requests is not None:
             now = self._requests.opens(1, now)
         return now if self._tokens is None else self._tokens.opens(tokens, now)
 
     def take(self, tokens: float, now: float) -> bool:
         """Take a place if that needs no wait, and say so; each place is given back by one `release`."""
-        if self._queue or self.opens(tokens, now) > now:
+        if self._queue or self.in_flight >= self.bound:
             return False
-        self._take(tokens, now)
+        if now < self._calm_at or self._metered:  # else a free place is all that it takes
+            if self.opens(tokens, now) > now:
+                return False
+            self._meter(tokens, now)
+        self.in_flight += 1
         return True
 
     async def acquire(self, due: Due, tokens: float = 0, patience: float | None = None) -> bool:
@@ -150,7 +152,8 @@ class Gate:
                 first = next(iter(self._queue)) is waiter
                 at = self.opens(tokens, now) if first else NEVER
                 if at <= now:
-                    self._take(tokens, now)
+                    self._meter(tokens, now)
+                    self.in_flight += 1
                     return True
                 await waiter.wait(min(at, due.at))
                 now = self._clock()
@@ -159,13 +162,11 @@ class Gate:
             del self._queue[waiter]
             self._wake()
 
-    def _take(self, tokens: float, now: float) -> None:
-        self.in_flight += 1
-        if self._metered:
-            if self._requests is not None:
-                self._requests.take(1, now)
-            if self._tokens is not None:
-                self._tokens.take(tokens, now)
+    def _meter(self, tokens: float, now: float) -> None:
+        if self._requests is not None:
+            self._requests.take(1, now)
+        if self._tokens is not None:
+            self._tokens.take(tokens, now)
 
     def release(self) -> None:
         """Give a place back."""

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, cast
 
 import attrs
+import msgspec
 
 from piapi_async.errors import InvalidRequestError
 
@@ -232,9 +233,8 @@ class ChatCompletionChunk:
         return _parse_raw(self._data)
 
 
-@attrs.frozen(slots=False)
-class Attempt:
-    """One request that a call sent, or tried to send.
+class Attempt(msgspec.Struct, frozen=True):
+    """One request that a call sent, or tried to send. No word of the API's, and made for each: so a struct.
 
     Attributes:
         provider: Name of the provider.

@@ -1174,10 +1174,6 @@ async def test_retries_run_beside_first_attempts(server: LocalServer, tmp_path: 
 class Instant(Exchange):
     """An answer that is there at once."""
 
-    def __init__(self) -> None:
-        self.status = 200
-        self.headers = cast("Any", {"x-request-id": "req_1"})
-
     async def read_all(self, due: Due, start: bytes = b"") -> bytes:
         return start + completion()
 
@@ -1195,7 +1191,8 @@ class InstantTransport:
         self, endpoint: Endpoint, body: Body, headers: Mapping[str, str], due: Due, *, fresh: bool = False
     ) -> Exchange:
         await asyncio.sleep(0)
-        return Instant()
+        nothing: Any = None
+        return Instant(nothing, nothing, 0, 0.0, status=200, headers=cast("Any", {"x-request-id": "req_1"}))
 
 
 def resident() -> int:

@@ -385,9 +385,11 @@ def test_a_request_is_frozen() -> None:
     request = ChatRequest("Hi")
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         request.n = 2  # type: ignore[misc]
-    for value in (Message("user"), Usage(1, 2, 3), ChatCompletionChunk(), Result(0, None), Attempt("p", "k")):
+    for value in (Message("user"), Usage(1, 2, 3), ChatCompletionChunk(), Result(0, None)):
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             setattr(value, attrs.fields(type(value))[0].name, "x")
+    with pytest.raises(AttributeError, match="immutable"):
+        Attempt("p", "k").kind = "x"  # type: ignore[misc]
 
 
 def test_a_request_can_be_evolved_and_is_checked_again() -> None:
