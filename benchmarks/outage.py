@@ -147,6 +147,10 @@ class FakeExchange(Exchange):
         content, self.content = self.content, b""
         return content
 
+    async def read_all(self, due: Due, start: bytes = b"") -> bytes:
+        """Return the content."""
+        return start + await self.read(due)
+
     def finish(self) -> None:
         """There is nothing to give back."""
 

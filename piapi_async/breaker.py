@@ -92,13 +92,13 @@ class Breaker:
             if began >= self._since:
                 self._judge_open(now, good, probe=probe)
             return
-        second = now // 1
-        if self._running[0] != second:
-            self._next_second(second)
-        self._running[1 if good else 2] += 1
+        if self._running[0] != now // 1:
+            self._next_second(now // 1)
         if good:
+            self._running[1] += 1
             self._failed = 0
             return  # a good call opens nothing
+        self._running[2] += 1
         self._failed += 1
         bad = sum(bucket[2] for bucket in self._window)
         calls = bad + sum(bucket[1] for bucket in self._window)

@@ -363,7 +363,7 @@ class Client:
 
     def _check_usable(self) -> None:
         try:
-            usable = self._loop is not None and asyncio.get_running_loop() is self._loop
+            usable = asyncio.get_running_loop() is self._loop
         except RuntimeError:  # none is running, as in the child of a fork
             usable = False
         if usable:

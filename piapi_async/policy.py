@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast, overload
+from typing import TYPE_CHECKING, Literal, Protocol, cast, overload
 
 import attrs
+import msgspec
 
 from piapi_async.errors import (
     APIError,
@@ -230,7 +231,7 @@ class Timeout:
 _REASONING = r"(?i)(.*/)?(o\d|deepseek-r)"
 
 
-class Due(NamedTuple):
+class Due(msgspec.Struct, frozen=True):
     """When a wait ends in `APITimeoutError`.
 
     Attributes:
@@ -248,8 +249,12 @@ class Due(NamedTuple):
     def after(self, now: float, kind: str, seconds: float | None, progress: float | None = None) -> Due:
         """This moment, or `seconds` from now if that comes first; single waits before it end after `progress`."""
         if seconds is None or now + seconds >= self.at:
-            return self if progress is None else self._replace(progress=progress)
+            return self if progress is None else self.each(progress)
         return Due(now + seconds, kind, seconds, progress)
+
+    def each(self, progress: float | None) -> Due:
+        """The same moment, with another bound of each single wait before it."""
+        return Due(self.at, self.kind, self.seconds, progress)
 
     def ends(self, now: float) -> float:
         """When a wait that begins now must end."""
@@ -378,7 +383,6 @@ def _judge(error: APIError, retry: Retry) -> Verdict:
 
 _SECONDS = r"[0-9]{1,6}(\.[0-9]+)?"
 _DURATION = r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m(?!s))?(?:([0-9]{1,6}(?:\.[0-9]+)?)s)?(?:([0-9]{1,9}(?:\.[0-9]+)?)ms)?"
-_WHAT_IS_LEFT = tuple((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens"))
 
 PAUSE_CAP = 60.0
 """Longest pause that a count of what is left asks for: most such windows are a minute (ours)."""
@@ -425,11 +429,14 @@ def pause(headers: Headers, *, refused: bool = False) -> float:
         headers: The answer's.
         refused: Whether the answer is a 429: then a reset counts too of which it is not said how much is left.
     """
+    requests = headers.get("x-ratelimit-remaining-requests", "")
+    tokens = headers.get("x-ratelimit-remaining-tokens", "")
+    if not refused and requests.strip() != "0" and tokens.strip() != "0" and headers.get("RateLimit") is None:
+        return 0.0  # as nearly always
     waits: list[float] = []
-    for left, reset in _WHAT_IS_LEFT:
-        count = headers.get(left)
-        if (refused and not count) or (count is not None and count.strip() == "0"):
-            waits.append(_duration(headers.get(reset, "")))
+    for what, left in (("requests", requests), ("tokens", tokens)):
+        if left.strip() == "0" or (refused and not left):
+            waits.append(_duration(headers.get(f"x-ratelimit-reset-{what}", "")))
     if headers.get("RateLimit") is not None:
         for item in ",".join(_values(headers, "RateLimit")).split(","):
             # IETF draft, a structured field: "default";r=0;t=30

@@ -118,7 +118,6 @@ class Exchange(msgspec.Struct, eq=False):
         due: When the wait that is under way ends in a timeout, `NEVER` while there is none.
         began: When the last wait for the body began.
         expired: Whether one did.
-        ended: Whether nothing of the body is left. False proves nothing: the next read may return `b""`.
     """
 
     _line: _Line
@@ -129,7 +128,6 @@ class Exchange(msgspec.Struct, eq=False):
     made: socket.socket | None = None
     began: float = NEVER
     expired: bool = False
-    ended: bool = False
     status: int = 0
     headers: Headers = cast("Headers", None)  # until the answer begins
     _reader: aiohttp.StreamReader = cast("aiohttp.StreamReader", None)  # as above
@@ -196,17 +194,14 @@ class Exchange(msgspec.Struct, eq=False):
         )
 
     async def _read(self, due: Due) -> bytes:
-        content, line = self._reader, self._line
+        line = self._line
         failure: BaseException
         try:
-            if content.is_eof():
-                self.ended = self._inflate is None
-                return content.read_nowait()
             self.began = now = line.time()
             self.due = ends = due.ends(now)
             if ends < line.rings:
                 line.ring_at(ends)
-            return await content.readany()
+            return await self._reader.readany()
         except asyncio.CancelledError:
             self.close()
             raise
@@ -230,21 +225,28 @@ class Exchange(msgspec.Struct, eq=False):
             StreamTooLargeError: It is larger than `MAX_BODY_BYTES`, content encoding undone.
             APIError: As `read`.
         """
-        pieces = [start] if start else []
-        size = len(start)
-        while piece := await self.read(due):
-            pieces.append(piece)
-            size += len(piece)
-            if size > MAX_BODY_BYTES:
-                self.close()
-                raise StreamTooLargeError(
-                    f"{self._line.host} answered with more than {MAX_BODY_BYTES:,} bytes; ask for a shorter answer",
-                    maybe_billed=True,
-                )
-            if self.ended:
-                break
+        content = self._reader
+        if content.is_eof() and self._inflate is None and content.exception() is None:
+            body = start + content.read_nowait()  # it is all there, as most are: that needs no wait, and no timer
+            self._check_size(len(body))
+        else:
+            pieces = [start]
+            size = len(start)
+            while piece := await self.read(due):
+                pieces.append(piece)
+                size += len(piece)
+                self._check_size(size)
+            body = b"".join(pieces)
         self.finish()
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return body
+
+    def _check_size(self, size: int) -> None:
+        if size > MAX_BODY_BYTES:
+            self.close()
+            raise StreamTooLargeError(
+                f"{self._line.host} answered with more than {MAX_BODY_BYTES:,} bytes; ask for a shorter answer",
+                maybe_billed=True,
+            )
 
     async def read_start(self, due: Due, limit: int = 1 << 16) -> bytes:
         """Return the body's first `limit` bytes, or a little more, and end the exchange."""

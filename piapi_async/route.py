@@ -277,7 +277,11 @@ class Router:
 
     def choose(self, call: Call, now: float) -> tuple[Site, Lane]:
         """The lane of a first attempt: the preferred healthy provider's, or, with none healthy, the preferred one's."""
-        sites = [site for site in call.sites if not call.spent(site)] if call.failures else call.sites
+        sites = call.sites
+        if call.failures:
+            sites = [site for site in sites if not call.spent(site)]
+        elif lane := sites[0].lane(call.model, now, self._retry.patience):  # as nearly always
+            return sites[0], lane
         found = self._healthy(call, now, sites, self._retry.patience) or self._healthy(call, now, sites)
         if found is None:
             call.panic = True

@@ -291,7 +291,7 @@ async def read_chunks(
     events = SSEDecoder()
     decoder = ChunkDecoder(secrets)
     due = timers.first_event
-    between = timers.deadline._replace(progress=timers.progress)  # for each wait from its own beginning
+    between = timers.deadline.each(timers.progress)  # for each wait from its own beginning
     fresh, ended, broken = True, False, False
     while not ended:
         try:
@@ -304,7 +304,7 @@ async def read_chunks(
         if not data:
             break
         if fresh and _is_document(data):
-            body = await exchange.read_all(due._replace(progress=timers.progress), data)
+            body = await exchange.read_all(due.each(timers.progress), data)
             completion = decode_completion(body, secrets=secrets)
             chunks, ended, failure = [_as_chunk(completion)], True, None
         else:
