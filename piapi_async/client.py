@@ -384,6 +384,8 @@ class Client:
             request = ChatRequest(cast("Any", prompt), model or self.model, stream=stream, **params)
         if not request.model:
             raise InvalidRequestError("model: there is none; pass model=…, or set it with Client(model=…)")
+        if isinstance(prompt, str):
+            return request  # a text is a user's message: no model refuses its role
         return self._billing.check_roles(request, request.model)
 
     def _changed(self, request: ChatRequest, model: str | None, params: ChatParams, *, stream: bool) -> ChatRequest:
@@ -629,44 +631,38 @@ class Client:
 
     async def _open(self, sending: Sending, due: Due) -> Exchange:
         """Send the request; once more, on a new connection, when a kept one turns out to be closed."""
-        call = sending.call
-        try:
-            exchange = await self._send(sending, due, fresh=call.fresh)
-        except APIConnectionError as error:
-            if error.kind != "stale" or call.resent:
-                raise
-            exchange = None
-        if exchange is None:
-            now = self._clock()
-            sending.record(now, "stale")
-            sending.began = now
-            call.resent = True
-            exchange = await self._send(sending, due, fresh=True)
-        self._read_headers(sending, exchange)
-        if exchange.status == 200:
-            if sending.pause:
-                self._router.opened(sending)
-            return exchange
-        raise await self._read_error(sending, exchange, due)
-
-    def _send(self, sending: Sending, due: Due, *, fresh: bool) -> Awaitable[Exchange]:
-        call, provider = sending.call, sending.lane.provider
-        if call.on_send is not None:
-            call.on_send()
-        body = encode_request(call.request, provider.model(call.model), include_usage=provider.stream_usage)
-        headers = {"Idempotency-Key": call.idempotency_key}
-        if call.attempts:
-            headers["X-Attempt"] = str(len(call.attempts) + 1)
-        if call.request.stream:
-            headers["Accept"] = "text/event-stream"
-        return self._transport.send(sending.lane.endpoint, body, headers, due, fresh=fresh)
-
-    def _read_headers(self, sending: Sending, exchange: Exchange) -> None:
-        sending.headers = headers = exchange.headers
-        sending.status = status = exchange.status
-        if id_ := headers.get("x-request-id"):
-            sending.request_id = read_id(id_, sending.lane.provider.api_key)
-        sending.pause = pause(headers, refused=status == 429)
+        call, lane = sending.call, sending.lane
+        provider, request = lane.provider, call.request
+        name = provider.models.get(call.model, call.model)
+        exchange = None
+        while exchange is None:
+            if call.on_send is not None:
+                call.on_send()
+            headers = {"Idempotency-Key": call.idempotency_key}
+            if call.attempts:
+                headers["X-Attempt"] = str(len(call.attempts) + 1)
+            if request.stream:
+                headers["Accept"] = "text/event-stream"
+            body = encode_request(request, name, include_usage=provider.stream_usage)
+            try:
+                exchange = await self._transport.send(lane.endpoint, body, headers, due, fresh=call.fresh)
+            except APIConnectionError as error:
+                if error.kind != "stale" or call.resent:
+                    raise
+                now = self._clock()
+                sending.record(now, "stale")
+                sending.began = now
+                call.resent = call.fresh = True
+        sending.headers = exchange.headers
+        sending.status = exchange.status
+        if id_ := exchange.headers.get("x-request-id"):
+            sending.request_id = read_id(id_, provider.api_key)
+        sending.pause = pause(exchange.headers, refused=exchange.status == 429)
+        if exchange.status != 200:
+            raise await self._read_error(sending, exchange, due)
+        if sending.pause:
+            self._router.opened(sending)
+        return exchange
 
     async def _read_error(self, sending: Sending, exchange: Exchange, due: Due) -> APIError:
         body = b""

@@ -58,6 +58,7 @@ class Gate:
     Attributes:
         in_flight: Places taken.
         bound: Most places, as narrowed by 429s.
+        widest: Most places when nothing narrows them.
         paused_until: The end of the last cool-down.
         counts_tokens: Whether tokens are limited here.
 
@@ -87,7 +88,7 @@ class Gate:
         self._calm_at = -NEVER  # the end of the ramp behind the pause
         self._metered = self._requests is not None or self._tokens is not None
         self._queue: dict[_Waiter, None] = {}
-        self.bound = limits.concurrency
+        self.bound = self.widest = limits.concurrency
         self.counts_tokens = self._tokens is not None
         self.in_flight = 0
 
@@ -182,7 +183,7 @@ class Gate:
 
     def good(self) -> None:
         """Note a good answer: as many as the bound in a row widen it by one."""
-        if self.bound < self._limits.concurrency:
+        if self.bound < self.widest:
             self._good += 1
             if self._good >= self.bound:
                 self._good = 0

@@ -227,26 +227,22 @@ class Exchange(msgspec.Struct, eq=False):
         """
         content = self._reader
         if content.is_eof() and self._inflate is None and content.exception() is None:
-            body = start + content.read_nowait()  # it is all there, as most are: that needs no wait, and no timer
-            self._check_size(len(body))
+            pieces = [start, content.read_nowait()]  # it is all there, as most are: that needs no wait, and no timer
         else:
             pieces = [start]
             size = len(start)
-            while piece := await self.read(due):
+            while size <= MAX_BODY_BYTES and (piece := await self.read(due)):
                 pieces.append(piece)
                 size += len(piece)
-                self._check_size(size)
-            body = b"".join(pieces)
-        self.finish()
-        return body
-
-    def _check_size(self, size: int) -> None:
-        if size > MAX_BODY_BYTES:
-            self.close()
-            raise StreamTooLargeError(
-                f"{self._line.host} answered with more than {MAX_BODY_BYTES:,} bytes; ask for a shorter answer",
-                maybe_billed=True,
-            )
+        body = b"".join(pieces)
+        if len(body) <= MAX_BODY_BYTES:
+            self._line.finish(self)
+            return body
+        self.close()
+        raise StreamTooLargeError(
+            f"{self._line.host} answered with more than {MAX_BODY_BYTES:,} bytes; ask for a shorter answer",
+            maybe_billed=True,
+        )
 
     async def read_start(self, due: Due, limit: int = 1 << 16) -> bytes:
         """Return the body's first `limit` bytes, or a little more, and end the exchange."""

@@ -81,8 +81,9 @@ class Site(msgspec.Struct, eq=False):
             return None
         best = None
         for lane in self.lanes:
-            healthy = lane.gate.paused_until - now <= patience and lane.admits(model, now)
-            if healthy and (best is None or lane.load < best.load):
+            breaker = lane.breakers.get(model)
+            healthy = breaker is None or breaker.closed or breaker.admits(now)
+            if healthy and lane.gate.paused_until - now <= patience and (best is None or lane.load < best.load):
                 best = lane
         return best
 
@@ -343,7 +344,8 @@ class Router:
         self._end(sending, now, "ok", found.usage, good=None if sending.judged else True)
         account = lane.accounts.get(call.model) or self._account(lane, call.model)
         sending.cost = self._billing.book(account, sending.reserved or 0, call.request, found)
-        lane.gate.good()
+        if lane.gate.bound < lane.gate.widest:
+            lane.gate.good()
         if self._retry.hedge:
             begin = sending.first_token
             sending.site.starts[begin is not None].append(now - sending.began if begin is None else begin)

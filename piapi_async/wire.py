@@ -101,11 +101,20 @@ def encode_request(request: ChatRequest, model: str, *, include_usage: bool = Fa
     Raises:
         InvalidRequestError: The body is larger than `MAX_REQUEST_BYTES`.
     """
-    body = _encode(_wire_fields(request, model, include_usage))  # bound to no name here: a traceback may show locals
+    # What is sent is what is given, and that is all that a request holds, and each message in it.
+    fields = vars(request)
+    if model != request.model or include_usage or request.extra_body is not None:
+        fields = {**fields, "model": model}
+        if include_usage and request.stream:
+            fields.setdefault("stream_options", {"include_usage": True})
+        if request.extra_body is not None:
+            del fields["extra_body"]
+            fields.update(request.extra_body)
+    body = _encode(fields)
     if len(body) <= MAX_REQUEST_BYTES:
         return Body(body)
     size = len(body)
-    del body, request
+    del body, fields, request  # a traceback may show locals
     raise InvalidRequestError(
         f"messages: the request has {size:,} bytes, more than {MAX_REQUEST_BYTES:,}; send a shorter prompt"
     )
@@ -119,20 +128,6 @@ def _as_builtin(value: object) -> object:
 
 
 _encode = msgspec.json.Encoder(enc_hook=_as_builtin).encode
-
-
-def _wire_fields(request: ChatRequest, model: str, include_usage: bool) -> Mapping[str, object]:
-    """What is sent: the fields that are given, which are all that a request holds, and so do the messages in it."""
-    fields = vars(request)
-    if model == request.model and request.extra_body is None and not include_usage:
-        return fields
-    fields = {**fields, "model": model}
-    if include_usage and request.stream:
-        fields.setdefault("stream_options", {"include_usage": True})
-    if request.extra_body is not None:
-        del fields["extra_body"]
-        fields.update(request.extra_body)
-    return fields
 
 
 # -- answers: the fast way -------------------------------------------------------------------------------------------
@@ -235,8 +230,6 @@ def _may_be_deep(body: bytes) -> bool:
 
     It counts the brackets: by what is left without them, as `bytes.count` takes 0.6 µs longer for a short answer.
     """
-    if len(body) <= SHALLOW:
-        return False
     return 2 * len(body) - len(body.replace(b"[", b"")) - len(body.replace(b"{", b"")) > MAX_DEPTH
 
 
@@ -253,7 +246,7 @@ def decode_completion(body: bytes, *, asked: str = "", secrets: Iterable[Secret]
         APIResponseError: The body is no completion.
     """
     try:
-        found = None if _may_be_deep(body) else _decode_body(body)
+        found = _decode_body(body) if len(body) <= SHALLOW or not _may_be_deep(body) else None
     except _ENGINE_ERRORS:
         found = None
     if found is None or found.error is not None or not found.choices:
