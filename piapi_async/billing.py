@@ -45,12 +45,12 @@ class Account(msgspec.Struct, frozen=True, eq=False):
     Attributes:
         row: Where it is entered.
         rates: Its price there, as `ModelInfo.picodollars`; None when unknown.
-        vendor: The vendor's own price; None when unknown.
+        vendor: The vendor's own price, without a minimum; None when unknown.
     """
 
     row: Row
     rates: tuple[int, int, int] | None
-    vendor: tuple[int, int, int] | None
+    vendor: tuple[int, int] | None
 
 
 class Quote(msgspec.Struct, frozen=True):
@@ -211,7 +211,7 @@ class Billing:
         return Account(
             self.ledger.row(provider.name, name),
             None if info is None else info.picodollars,
-            None if vendor is None else vendor.picodollars,
+            None if vendor is None else vendor.picodollars[:2],
         )
 
     def book(self, account: Account, reserved: int, request: ChatRequest, found: WireCompletion) -> Decimal | None:
@@ -230,7 +230,9 @@ class Billing:
             prompt = self.estimate(request.messages)
             answer = self.estimate(choice.message for choice in found.choices)
         amount = charge(account.rates, prompt, answer)
-        saved = 0 if account.vendor is None else charge(account.vendor, prompt, answer) - amount
+        saved = 0
+        if account.vendor is not None:
+            saved = account.vendor[0] * prompt + account.vendor[1] * answer - amount
         self.ledger.settle(account.row, reserved, amount, saved, usage is None)
         return to_dollars(amount)
 

@@ -381,7 +381,8 @@ class Client:
         if isinstance(prompt, ChatRequest):
             request = self._changed(prompt, model, params, stream=stream)
         else:
-            request = ChatRequest(cast("Any", prompt), model or self.model, stream=stream, **params)
+            asked: Any = prompt  # the class takes what a prompt may be, though its field says what it becomes
+            request = ChatRequest(asked, model or self.model, stream=stream, **params)
         if not request.model:
             raise InvalidRequestError("model: there is none; pass model=…, or set it with Client(model=…)")
         if isinstance(prompt, str):

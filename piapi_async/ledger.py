@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from decimal import Decimal
 
-import attrs
+import msgspec
 
 from piapi_async.catalog import from_dollars, to_dollars
 from piapi_async.errors import BudgetExceededError
@@ -27,8 +27,7 @@ class Row:
         self.calls = self.spent = self.estimated = self.unknown = self.saved = self.unpriced = 0
 
 
-@attrs.frozen
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """What one provider's model cost so far. Amounts in US dollars.
 
     Attributes:

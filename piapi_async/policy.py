@@ -279,8 +279,7 @@ _WAITS = {
 # -- what an error means for the next attempt ------------------------------------------------------------------------
 
 
-@attrs.frozen
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What may follow a failed attempt.
 
     Attributes:
@@ -361,9 +360,9 @@ def judge(error: APIError, retry: Retry, *, should_retry: str | None = None) -> 
     """
     verdict = _judge(error, retry)
     if should_retry == "false":
-        return attrs.evolve(verdict, again=0)
+        return msgspec.structs.replace(verdict, again=0)
     if should_retry == "true" and not verdict.again:
-        return attrs.evolve(verdict, again=_ALWAYS)
+        return msgspec.structs.replace(verdict, again=_ALWAYS)
     return verdict
 
 

@@ -146,7 +146,8 @@ class Exchange(msgspec.Struct, eq=False):
         self.response = response
         self._reader = response.content
         self.status = response.status
-        self.headers = cast("Headers", response.headers)
+        headers: Any = response.headers
+        self.headers = headers
         encoding = response.headers.get("Content-Encoding")
         if encoding is not None and encoding.lower() != "identity":
             self._inflate = zlib.decompressobj(wbits=47)  # 47: zlib or gzip, as it comes

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import attrs
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -439,7 +440,7 @@ def test_statuses_that_http_does_not_know() -> None:
 def test_x_should_retry_changes_one_thing(status: int) -> None:
     error = error_from_response(status, b"{}")
     plain = judge(error, Retry())
-    assert judge(error, Retry(), should_retry="false") == attrs.evolve(plain, again=0)
+    assert judge(error, Retry(), should_retry="false") == msgspec.structs.replace(plain, again=0)
     told = judge(error, Retry(), should_retry="true")
     assert told.again > 0
-    assert attrs.evolve(told, again=plain.again) == plain
+    assert msgspec.structs.replace(told, again=plain.again) == plain
