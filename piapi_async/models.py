@@ -233,7 +233,7 @@ class ChatCompletionChunk:
         return _parse_raw(self._data)
 
 
-class Attempt(msgspec.Struct, frozen=True):
+class Attempt(msgspec.Struct, frozen=True, gc=False):
     """One request that a call sent, or tried to send. No word of the API's, and made for each: so a struct.
 
     Attributes:

@@ -231,7 +231,7 @@ class Timeout:
 _REASONING = r"(?i)(.*/)?(o\d|deepseek-r)"
 
 
-class Due(msgspec.Struct, frozen=True):
+class Due(msgspec.Struct, frozen=True, gc=False):
     """When a wait ends in `APITimeoutError`.
 
     Attributes:

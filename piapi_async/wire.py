@@ -82,7 +82,7 @@ NO_COMPLETION = "not a completion"
 # -- requests --------------------------------------------------------------------------------------------------------
 
 
-class Body(msgspec.Struct, eq=False):
+class Body(msgspec.Struct, eq=False, gc=False):
     """The body of a request; no `repr`, log or traceback with locals shows it."""
 
     content: bytes
