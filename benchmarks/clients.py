@@ -129,6 +129,17 @@ class Bare(Peer):
                         await sink(token)
 
 
+class Kept(Bare):
+    """The same loop in a process that keeps the memory it reads into, as glibc does from a peer's first close on.
+
+    Our client has it so from the start (`piapi_async.pool.KEPT_BLOCK`); this tells how much of the difference that is.
+    """
+
+    def __init__(self, base_url: str, width: int) -> None:
+        bytes(1 << 20)
+        super().__init__(base_url, width)
+
+
 class Ours(Peer):
     """This library with all its features on, as they are by default; only the concurrency is that of the job."""
 
@@ -309,6 +320,7 @@ class Pyreqwest(Peer):
 PEERS: dict[str, Callable[[str, int], Peer]] = {
     "bare": Bare,
     "ours": Ours,
+    "kept": Kept,
     "openai": OpenAI,
     "openai-aiohttp": OpenAIOnAiohttp,
     "litellm": LiteLLM,

@@ -16,6 +16,7 @@ from benchmarks.worker import Measurement, Task
 LABELS = {
     "bare": "bare loop",
     "ours": "piapi-async",
+    "kept": "bare loop, memory kept",
     "openai": "OpenAI SDK",
     "openai-aiohttp": "OpenAI SDK on aiohttp",
     "litellm": "litellm",
@@ -30,7 +31,7 @@ NOT_INSTALLED = "not installed"
 UVLOOP = "+uvloop"
 """Ends the name of a peer that runs on uvloop whatever the others do."""
 
-STREAMING = ("bare", "ours", "openai", "openai-aiohttp", "litellm", "httpx")
+STREAMING = ("bare", "ours", "kept", "openai", "openai-aiohttp", "litellm", "httpx")
 """The peers that can stream."""
 
 PEERS = (*STREAMING, "pyreqwest")

@@ -182,7 +182,7 @@ def test_instructions_need_valgrind(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_each_peer_has_a_label_and_what_it_needs() -> None:
     assert set(clients.PEERS) <= set(rows.LABELS)
-    assert set(clients.PEERS) - {"bare", "ours"} <= set(clients.MODULES)
+    assert set(clients.PEERS) - {"bare", "ours", "kept"} <= set(clients.MODULES)
     assert set(rows.PEERS) == set(clients.PEERS)
     assert set(row("import").peers) <= set(clients.IMPORTS)
     assert clients.installed("bare")
