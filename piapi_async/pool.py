@@ -234,14 +234,14 @@ class Exchange(msgspec.Struct, eq=False):
         """
         content = self._reader
         if content.is_eof() and self._inflate is None and content.exception() is None:
-            pieces = [start, content.read_nowait()]  # it is all there, as most are: that needs no wait, and no timer
+            body = start + content.read_nowait()  # it is all there, as most are: that needs no wait, and no timer
         else:
             pieces = [start]
             size = len(start)
             while size <= MAX_BODY_BYTES and (piece := await self.read(due)):
                 pieces.append(piece)
                 size += len(piece)
-        body = b"".join(pieces)
+            body = b"".join(pieces)
         if len(body) <= MAX_BODY_BYTES:
             self._line.finish(self)
             return body

@@ -183,9 +183,13 @@ def test_a_tool_calling_conversation_is_sent_back() -> None:
 
 def test_an_answer_is_sent_back() -> None:
     call = {"index": 0, "id": "call_1", "type": None, "function": {"name": "f", "arguments": "{}"}}
-    answer = decode_completion(completion({"role": "assistant", "content": None, "tool_calls": [call]}))
-    (message,) = messages_sent(answer.choices[0].message)
-    assert message["tool_calls"] == [{"function": {"name": "f", "arguments": "{}"}, "id": "call_1", "type": "function"}]
+    sent = {"role": "assistant", "content": None, "function_call": None, "tool_calls": [call]}
+    (message,) = messages_sent(decode_completion(completion(sent)).choices[0].message)
+    tools = [{"function": {"name": "f", "arguments": "{}"}, "id": "call_1", "type": "function"}]
+    assert message == {"role": "assistant", "tool_calls": tools}
+    sent |= {"content": "Hello!", "tool_calls": None}
+    (message,) = messages_sent(decode_completion(completion(sent)).choices[0].message)
+    assert message == {"role": "assistant", "content": "Hello!"}
 
 
 def test_content_may_be_parts() -> None:
@@ -918,9 +922,13 @@ def test_choices_of_chunks(data: str, choices: tuple[ChunkChoice, ...]) -> None:
     assert decode_one(data).choices == choices
 
 
-@pytest.mark.parametrize("usage", [None, {}, [], {"prompt_tokens": -1, "completion_tokens": 1}, "x"])
+IMPOSSIBLE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 4}
+
+
+@pytest.mark.parametrize("usage", [None, {}, [], {"prompt_tokens": -1, "completion_tokens": 1}, IMPOSSIBLE, "x"])
 def test_usage_that_is_none(usage: object) -> None:
     assert decode_one(chunk(usage=usage)).usage is None
+    assert decode_one(chunk(delta(content="a"), usage=usage)).choices[0].delta.content == "a"
 
 
 def test_usage_beside_an_empty_delta() -> None:
