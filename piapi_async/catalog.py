@@ -91,7 +91,7 @@ def _check_share(instance: ModelInfo, _attribute: Attribute[Decimal | None], val
         raise ConfigurationError(f"share of {instance.model} must be a positive number, not {value}")
 
 
-@frozen
+@frozen(slots=False)
 class ModelInfo:
     """A model, or a pattern of models, as the provider sells it.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-import attrs
+import msgspec
 
 from piapi_async.errors import StreamTooLargeError
 
@@ -20,8 +20,7 @@ _PIECE = 1 << 16
 """Bytes looked at at once: all lines of a large chunk, split at one time, take many times its memory (ours)."""
 
 
-@attrs.define
-class ServerSentEvent:
+class ServerSentEvent(msgspec.Struct, gc=False):
     """One event.
 
     Attributes:
