@@ -144,9 +144,10 @@ def draw(shown: Sequence[Group], source: str) -> Any:
         place += GAP
         _write(axes, MARGIN - LEFT, place - 0.1, group.title, weight="bold")
         for bar in group.bars:
-            _draw_bar(axes, place + STEP / 2, bar)
-            if bar.ours and group.goal is not None:
-                axes.vlines(group.goal, place, place + STEP, color=GOAL, linewidth=1.8)
+            goal = group.goal if bar.ours else None
+            _draw_bar(axes, place + STEP / 2, bar, clear=goal or 1)
+            if goal is not None:
+                axes.vlines(goal, place, place + STEP, color=GOAL, linewidth=1.8)
             place += STEP
     _write(axes, MARGIN - LEFT, -0.48, HEADLINE, weight="bold", size=11)
     _write(axes, MARGIN - LEFT, -0.24, LEGEND, color=FAINT)
@@ -168,13 +169,14 @@ def _draw_scale(axes: Any, last: float) -> None:
     axes.axvline(1, color=INK, linewidth=1)
 
 
-def _draw_bar(axes: Any, middle: float, bar: Bar) -> None:
+def _draw_bar(axes: Any, middle: float, bar: Bar, *, clear: float) -> None:
+    """Draws a bar, and its number beside it, to the right of what must stay clear of it."""
     color, weight = (OURS, "bold") if bar.ours else (OTHERS, "normal")
     end = max(bar.ratio, FIRST)
     axes.barh(middle, end - 1, left=1, height=STEP * 0.72, color=color)
     _write(axes, -0.12, middle, bar.label, color=OURS if bar.ours else INK, weight=weight, ha="right")
     beside = {"textcoords": "offset points", "va": "center", "color": OURS if bar.ours else INK, "weight": weight}
-    axes.annotate(bar.note, (max(end, 1), middle), xytext=(6, 0), **beside)
+    axes.annotate(bar.note, (max(end, clear, 1), middle), xytext=(6, 0), **beside)
 
 
 def _write(axes: Any, across: float, down: float, text: str, color: str = INK, **style: object) -> None:
