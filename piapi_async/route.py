@@ -81,9 +81,8 @@ class Site(msgspec.Struct, eq=False):
             return None
         best = None
         for lane in self.lanes:
-            breaker = lane.breakers.get(model)
-            healthy = breaker is None or breaker.closed or breaker.admits(now)
-            if healthy and lane.gate.paused_until - now <= patience and (best is None or lane.load < best.load):
+            healthy = lane.gate.paused_until - now <= patience and lane.admits(model, now)
+            if healthy and (best is None or lane.load < best.load):
                 best = lane
         return best
 
