@@ -634,7 +634,7 @@ class Client:
         """Send the request; once more, on a new connection, when a kept one turns out to be closed."""
         call, lane = sending.call, sending.lane
         provider, request = lane.provider, call.request
-        name = provider.model(call.model)
+        name = provider.models.get(call.model, call.model)
         exchange = None
         while exchange is None:
             if call.on_send is not None:

@@ -81,8 +81,9 @@ class Site(msgspec.Struct, eq=False):
             return None
         best = None
         for lane in self.lanes:
-            healthy = lane.gate.paused_until - now <= patience and lane.admits(model, now)
-            if healthy and (best is None or lane.load < best.load):
+            breaker = lane.breakers.get(model)  # as `admits`; it and `Provider.model` called take 2,400 instructions
+            healthy = breaker is None or breaker.closed or breaker.admits(now)
+            if healthy and lane.gate.paused_until - now <= patience and (best is None or lane.load < best.load):
                 best = lane
         return best
 
