@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import Any, Protocol, Self, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -26,6 +27,8 @@ from weakref import WeakSet
 import aiohttp
 import msgspec
 from aiohttp import hdrs
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 
 from piapi_async.errors import (
@@ -289,6 +292,59 @@ class _Request(aiohttp.ClientRequest):
     def update_auto_headers(self, skip_auto_headers: object) -> None:
         """Add none."""
 
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        """Send the head and the body in one piece, at the end of this turn of the loop, where the body lets that be."""
+        body, protocol = self.body, conn.protocol
+        if not isinstance(body, _Content) or protocol is None or protocol.transport is None:
+            return await super().send(conn)
+        body.apart = True
+        head = _Head(conn, protocol, protocol.transport)
+        response = await super().send(cast("Connection", head))
+        body.line.post(protocol.transport, b"".join((*head.pieces, body.content)))
+        return response
+
+
+class _Content(aiohttp.BytesPayload):
+    """A body that `_Request` sends itself: for aiohttp there is then none, so that it makes no task to write it.
+
+    On Python 3.11 that task is a tenth of the instructions of a request. Should aiohttp not ask `_Request`, it writes
+    the body as any other.
+
+    Attributes:
+        content: The bytes.
+        line: What sends them.
+        apart: Whether they are sent apart from what aiohttp writes.
+    """
+
+    def __init__(self, content: bytes, line: _Line) -> None:
+        super().__init__(content)
+        self.content = content
+        self.line = line
+        self.apart = False
+
+    def __bool__(self) -> bool:
+        return not self.apart
+
+
+class _Head:
+    """Stands in for a connection, with its protocol and transport, while aiohttp writes a request's head to it.
+
+    Attributes:
+        pieces: What it wrote.
+    """
+
+    def __init__(self, connection: Connection, protocol: ResponseHandler, transport: asyncio.Transport) -> None:
+        self.pieces: list[bytes] = []
+        self.protocol = SimpleNamespace(
+            transport=SimpleNamespace(is_closing=transport.is_closing, write=self.pieces.append),
+            writing_paused=False,  # the transport takes what comes; what is waited for is the answer
+            start_timeout=protocol.start_timeout,
+        )
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
 
 class _Line:
     """One endpoint's session, the spare one that always connects anew, and the requests under way.
@@ -317,6 +373,7 @@ class _Line:
         self.rings = NEVER
         self.begun = 0
         self.waiting: deque[asyncio.Future[None]] = deque()
+        self._outbox: list[tuple[asyncio.WriteTransport, bytes]] = []
         self._alarm: asyncio.TimerHandle | None = None
 
     @property
@@ -357,6 +414,21 @@ class _Line:
         if due < self.rings:
             self.ring_at(due)
         return exchange
+
+    def post(self, transport: asyncio.WriteTransport, data: bytes) -> None:
+        """Write to a transport once all that is ready in this turn of the loop has run.
+
+        To write at once is dearer by a tenth of a request: the provider and the client then wake each other for each.
+        """
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.append((transport, data))
+
+    def _flush(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        for transport, data in outbox:
+            if not transport.is_closing():  # else the answer's end, which is waited for, tells of it
+                transport.write(data)
 
     def ring_at(self, moment: float) -> None:
         """Set the timer to a moment that is nearer than the one it is set to."""
@@ -586,7 +658,7 @@ class SessionPool:
             # The header with the key is built in the call, never bound to a name: a traceback may show locals.
             response = await (line.spare if fresh else line.session).post(
                 line.url,
-                data=body.content if len(body.content) < LARGE_BODY else io.BytesIO(body.content),
+                data=_Content(content, line) if len(content := body.content) < LARGE_BODY else io.BytesIO(content),
                 headers={hdrs.AUTHORIZATION: f"Bearer {endpoint.secret.reveal()}", **headers},
                 allow_redirects=False,
             )
