@@ -16,13 +16,15 @@ import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any, cast
 
+import aiohttp
 import pytest
 
 from piapi_async import APIConnectionError, APIResponseError, APITimeoutError, Client
 from piapi_async.errors import Secret
 from piapi_async.policy import Due
-from piapi_async.pool import BURST, INFLATED_PIECE, Endpoint, SessionPool
+from piapi_async.pool import BURST, INFLATED_PIECE, Endpoint, SessionPool, _Content
 from piapi_async.testing import Close, LocalServer, RawServer, ReadRequest, Repeat, Send, Wait, http_response
 from piapi_async.wire import Body
 from tests.wires import server_in_a_thread
@@ -322,3 +324,36 @@ async def test_a_compressed_body_that_comes_byte_by_byte() -> None:
         async with SessionPool([target]) as pool:
             exchange = await pool.send(target, BODY, {}, Due())
             assert await exchange.read_all(Due()) == b"plain text"
+
+
+async def test_a_request_goes_out_without_a_task(server: RawServer) -> None:
+    target = endpoint(server)
+    async with SessionPool([target]) as pool:
+        await (await pool.send(target, BODY, {}, Due())).read_all(Due())
+        before = asyncio.all_tasks()
+        call = asyncio.create_task(pool.send(target, BODY, {}, Due()))
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {*before, call}
+        await (await call).read_all(Due())
+    assert [request.partition(b"\r\n\r\n")[2] for request in server.requests] == [BODY.content] * 2
+
+
+async def test_nothing_goes_to_a_connection_that_was_closed_in_the_same_turn(server: RawServer) -> None:
+    target = endpoint(server)
+    async with SessionPool([target]) as pool:
+        await (await pool.send(target, BODY, {}, Due())).read_all(Due())
+        call = asyncio.create_task(pool.send(target, BODY, {}, Due()))
+        await asyncio.sleep(0)  # it has handed its bytes over, and the turn in which they are written comes next
+        await pool.close()
+        with pytest.raises(APIConnectionError) as caught:
+            await call
+        assert caught.value.kind == "closed"
+    assert len(server.requests) == 1
+
+
+async def test_a_body_that_aiohttp_writes_itself(server: RawServer) -> None:
+    """As it would if it did not ask for `send`."""
+    content = _Content(b'{"a": 1}', cast("Any", None))
+    async with aiohttp.ClientSession() as session, session.post(f"{server.base_url}/chat", data=content) as response:
+        assert await response.json(content_type=None) == {"a": 1}
+    assert server.requests[0].endswith(b'\r\n\r\n{"a": 1}')
