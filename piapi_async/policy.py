@@ -258,7 +258,10 @@ class Due(msgspec.Struct, frozen=True, gc=False):
 
     def ends(self, now: float) -> float:
         """When a wait that begins now must end."""
-        return self.at if self.progress is None else min(self.at, now + self.progress)
+        if self.progress is None:
+            return self.at
+        ends = now + self.progress
+        return ends if ends < self.at else self.at
 
 
 def timed_out(due: Due, host: str, *, sent: bool = True) -> APITimeoutError:

@@ -136,13 +136,15 @@ class SSEDecoder:
         if end < 0 or not chunk.startswith(b"data: "):
             return chunk
         text = chunk[6:end].decode("utf-8", "replace")
-        values = [text]
+        id_ = self._id
         if "\n" in text:
             values = text.split("\n\ndata: ")
             if "\n" in "".join(values):
                 return chunk
-        id_ = self.last_event_id = self._id
-        events += [ServerSentEvent(value, "message", id_) for value in values]
+            events += [ServerSentEvent(value, "message", id_) for value in values]
+        else:
+            events.append(ServerSentEvent(text, "message", id_))
+        self.last_event_id = id_
         return chunk[end + 2 :]
 
     def _strip_bom(self, chunk: bytes) -> bytes:

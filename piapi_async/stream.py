@@ -174,27 +174,23 @@ class Answer:
     def extend(self, chunks: Iterable[WireChunk]) -> None:
         """Add chunks."""
         for chunk in chunks:
-            self.add(chunk)
-
-    def add(self, chunk: WireChunk) -> None:
-        """Add one chunk."""
-        if not self._seen or not self._model:
-            self._start(chunk)
-        for part in chunk.choices:
-            choice = self._last if part.index == self._place else self._choice(part.index)
-            delta = part.delta
-            if delta.content:
-                choice.content.append(delta.content)
-            if part.finish_reason is not None:
-                choice.finish_reason = part.finish_reason
-            if delta.role:
-                choice.role = delta.role
-            if delta.function_call is not None or delta.tool_calls is not None:
-                choice.add_calls(delta)
-            if part.logprobs is not None:
-                choice.logprobs.append(part.logprobs)
-        if chunk.usage is not None:
-            self.usage = chunk.usage
+            if not self._seen or not self._model:
+                self._start(chunk)
+            for part in chunk.choices:
+                choice = self._last if part.index == self._place else self._choice(part.index)
+                delta = part.delta
+                if delta.content:
+                    choice.content.append(delta.content)
+                if part.finish_reason is not None:
+                    choice.finish_reason = part.finish_reason
+                if delta.role:
+                    choice.role = delta.role
+                if delta.function_call is not None or delta.tool_calls is not None:
+                    choice.add_calls(delta)
+                if part.logprobs is not None:
+                    choice.logprobs.append(part.logprobs)
+            if chunk.usage is not None:
+                self.usage = chunk.usage
 
     def _choice(self, index: int) -> _Choice:
         choice = self._choices.get(index)
@@ -320,7 +316,7 @@ async def read_chunks(
         if failure is not None:
             raise failure
     if last := decoder.flush():
-        answer.add(last)
+        answer.extend([last])
         yield [last]
     answer.check_end(terminated=ended, broken=broken, require_finish_reason=require_finish_reason)
 
