@@ -151,7 +151,7 @@ class Exchange(msgspec.Struct, eq=False):
         self.status = response.status
         headers: Any = response.headers
         self.headers = headers
-        encoding = response.headers.get("Content-Encoding")
+        encoding = response.headers.get(hdrs.CONTENT_ENCODING)
         if encoding is not None and encoding.lower() != "identity":
             self._inflate = zlib.decompressobj(wbits=47)  # 47: zlib or gzip, as it comes
 
