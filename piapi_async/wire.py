@@ -344,10 +344,10 @@ def _parse(text: str, secrets: Iterable[Secret]) -> JSON:
 
 
 def _check_depth(text: str) -> None:
-    depth = 0
-    for bracket in re.findall(_BRACKETS, text) if len(text) > SHALLOW else ():
+    depth, most = 0, MAX_DEPTH if len(text) > SHALLOW else SHALLOW // 2
+    for bracket in re.findall(_BRACKETS, text):
         depth += 1 if bracket in "[{" else -1 if bracket in "]}" else 0
-        if depth > MAX_DEPTH:
+        if depth > most:
             raise RecursionError
 
 
