@@ -329,6 +329,8 @@ class _Content(aiohttp.BytesPayload):
 class _Head:
     """Stands in for a connection, with its protocol and transport, while aiohttp writes a request's head to it.
 
+    All else that aiohttp asks of the connection it gets from the real one.
+
     Attributes:
         pieces: What it wrote.
     """
@@ -418,7 +420,7 @@ class _Line:
     def post(self, transport: asyncio.WriteTransport, data: bytes) -> None:
         """Write to a transport once all that is ready in this turn of the loop has run.
 
-        To write at once is dearer by a tenth of a request: the provider and the client then wake each other for each.
+        To write each at once costs a sixth of a request more: the system then wakes the other side for each.
         """
         if not self._outbox:
             self._loop.call_soon(self._flush)
