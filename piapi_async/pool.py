@@ -27,6 +27,7 @@ from weakref import WeakSet
 import aiohttp
 import msgspec
 from aiohttp import hdrs
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
@@ -324,6 +325,11 @@ class _Content(aiohttp.BytesPayload):
 
     def __bool__(self) -> bool:
         return not self.apart
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        """Write it, unless it is sent apart: not even an aiohttp that sees it otherwise may send it twice."""
+        if not self.apart:
+            await super().write_with_length(writer, content_length)
 
 
 class _Head:

@@ -352,8 +352,10 @@ async def test_nothing_goes_to_a_connection_that_was_closed_in_the_same_turn(ser
 
 
 async def test_a_body_that_aiohttp_writes_itself(server: RawServer) -> None:
-    """As it would if it did not ask for `send`."""
+    """As it would if it did not ask for `send`; but never one that is sent apart."""
     content = _Content(b'{"a": 1}', cast("Any", None))
     async with aiohttp.ClientSession() as session, session.post(f"{server.base_url}/chat", data=content) as response:
         assert await response.json(content_type=None) == {"a": 1}
     assert server.requests[0].endswith(b'\r\n\r\n{"a": 1}')
+    content.apart = True
+    await content.write_with_length(cast("Any", "no writer"), None)
