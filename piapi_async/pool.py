@@ -663,10 +663,10 @@ class SessionPool:
         token = _exchange.set(exchange)
         failure: BaseException
         try:
-            # The header with the key is built in the call, never bound to a name: a traceback may show locals.
+            # The body, and the header with the key, are never bound to a name: a traceback may show locals.
             response = await (line.spare if fresh else line.session).post(
                 line.url,
-                data=_Content(content, line) if len(content := body.content) < LARGE_BODY else io.BytesIO(content),
+                data=_Content(body.content, line) if len(body.content) < LARGE_BODY else io.BytesIO(body.content),
                 headers={hdrs.AUTHORIZATION: f"Bearer {endpoint.secret.reveal()}", **headers},
                 allow_redirects=False,
             )

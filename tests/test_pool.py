@@ -27,6 +27,7 @@ from piapi_async.policy import Due
 from piapi_async.pool import BURST, INFLATED_PIECE, Endpoint, SessionPool, _Content
 from piapi_async.testing import Close, LocalServer, RawServer, ReadRequest, Repeat, Send, Wait, http_response
 from piapi_async.wire import Body
+from tests.leaks import KEY, PROMPT, assert_tight
 from tests.wires import server_in_a_thread
 
 pytestmark = pytest.mark.anyio
@@ -359,3 +360,16 @@ async def test_a_body_that_aiohttp_writes_itself(server: RawServer) -> None:
     assert server.requests[0].endswith(b'\r\n\r\n{"a": 1}')
     content.apart = True
     await content.write_with_length(cast("Any", "no writer"), None)
+
+
+async def test_a_cancelled_request_shows_neither_key_nor_prompt() -> None:
+    async with RawServer([ReadRequest(), Wait()]) as server:
+        target = Endpoint("piapi", f"{server.base_url}/chat/completions", Secret(KEY))
+        async with SessionPool([target]) as pool:
+            call = asyncio.create_task(pool.send(target, Body(PROMPT.encode()), {}, Due()))
+            while not server.requests:
+                await asyncio.sleep(0.001)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await call
+            assert_tight(caught.value)
