@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from piapi_async.catalog import ModelInfo, gizmo_model
+from piapi_async.billing import Quote
 from piapi_async.client import Client
+from piapi_async.dispatch import KeyStatistics, Statistics
 from piapi_async.errors import (
     AllProvidersFailedError,
     APIConnectionError,
@@ -14,54 +15,53 @@ from piapi_async.errors import (
     APIStatusError,
     APITimeoutError,
     AuthenticationError,
-    BadRequestError,
     BatchError,
     BudgetExceededError,
     ConfigurationError,
-    ConflictError,
-    InsufficientQuotaError,
-    InternalServerError,
     InvalidRequestError,
-    NotFoundError,
-    PermissionDeniedError,
     PiAPIError,
     RateLimitError,
-    RequestTooLargeError,
-    StreamTooLargeError,
     StreamTruncatedError,
-    UnprocessableEntityError,
 )
-from piapi_async.ledger import Ledger
+from piapi_async.ledger import Ledger, LedgerEntry
 from piapi_async.models import (
     Attempt,
     ChatCompletion,
     ChatCompletionChunk,
+    ChatParams,
     ChatRequest,
     Choice,
     ChunkChoice,
     Delta,
     FunctionCall,
     Message,
+    Prompt,
     Result,
     ToolCall,
     Usage,
 )
 from piapi_async.policy import Health, Limits, Retry, Timeout
+from piapi_async.pool import Exchange, Transport
 from piapi_async.provider import Provider
-from piapi_async.route import LaneStatistics, Statistics
 from piapi_async.sse import ServerSentEvent, SSEDecoder
 from piapi_async.stream import ChatStream, Restarted
 
 if TYPE_CHECKING:
-    from piapi_async.batch import BatchQuote, BatchStatus, quote_batch, run_batch
-    from piapi_async.fanout import FanOut
+    from piapi_async.batch import BatchStatus, quote_batch, run_batch
+    from piapi_async.fanout import Results
+
+    __version__: str
 else:  # out of the sight of type checkers, for whom any name would be there
 
     def __getattr__(name: str) -> object:
         """Load what few programs need when it is asked for: `fanout` needs anyio; `batch` SQLite too, and POSIX."""
-        if name == "FanOut":
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("piapi-async")
+        if name == "Results":
             from piapi_async import fanout as module
-        elif name in ("BatchQuote", "BatchStatus", "quote_batch", "run_batch"):
+        elif name in ("BatchStatus", "quote_batch", "run_batch"):
             from piapi_async import batch as module
         else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -77,51 +77,46 @@ __all__ = [
     "AllProvidersFailedError",
     "Attempt",
     "AuthenticationError",
-    "BadRequestError",
     "BatchError",
-    "BatchQuote",
     "BatchStatus",
     "BudgetExceededError",
     "ChatCompletion",
     "ChatCompletionChunk",
+    "ChatParams",
     "ChatRequest",
     "ChatStream",
     "Choice",
     "ChunkChoice",
     "Client",
     "ConfigurationError",
-    "ConflictError",
     "Delta",
-    "FanOut",
+    "Exchange",
     "FunctionCall",
     "Health",
-    "InsufficientQuotaError",
-    "InternalServerError",
     "InvalidRequestError",
-    "LaneStatistics",
+    "KeyStatistics",
     "Ledger",
+    "LedgerEntry",
     "Limits",
     "Message",
-    "ModelInfo",
-    "NotFoundError",
-    "PermissionDeniedError",
     "PiAPIError",
+    "Prompt",
     "Provider",
+    "Quote",
     "RateLimitError",
-    "RequestTooLargeError",
     "Restarted",
     "Result",
+    "Results",
     "Retry",
     "SSEDecoder",
     "ServerSentEvent",
     "Statistics",
-    "StreamTooLargeError",
     "StreamTruncatedError",
     "Timeout",
     "ToolCall",
-    "UnprocessableEntityError",
+    "Transport",
     "Usage",
-    "gizmo_model",
+    "__version__",
     "quote_batch",
     "run_batch",
 ]

@@ -1,8 +1,8 @@
 """`run_batch`: a file of requests in, a file of results out, killed and resumed at will.
 
-    lines → `_Reader` (rows) → `Checkpoint.admit` (yet to be done?) → `FanOut` → `Client` → `Checkpoint.save`
+    lines → `_Reader` (rows) → `Checkpoint.admit` (yet to be done?) → `Results` → `Client` → `Checkpoint.save`
 
-What is pulled, sent and written is `FanOut`'s, the client's and the checkpoint's business; here is decided what a row
+What is pulled, sent and written is `Results`'s, the client's and the checkpoint's business; here is decided what a row
 is, what becomes of it, and when the run ends: at its end, or because it was told to, the deadline came, the budget is
 used up, the disk is full, the key is bad, or nothing but failures come.
 
@@ -41,7 +41,8 @@ from piapi_async.errors import (
     InvalidRequestError,
     PiAPIError,
 )
-from piapi_async.fanout import FanOut
+from piapi_async.fanout import Results
+from piapi_async.ledger import carry_forward
 from piapi_async.models import Attempt, ChatCompletion, ChatParams, ChatRequest, Result
 
 __all__ = ["BatchQuote", "BatchStatus", "quote_batch", "run_batch"]
@@ -580,7 +581,7 @@ class _Run:
         status.done, status.failed = checkpoint.done, checkpoint.failed
         status.before = status.done + status.failed
         status.torn, status.broken, status.maybe_billed = checkpoint.torn, checkpoint.broken, checkpoint.maybe_billed
-        self._client.ledger.bring_forward(checkpoint.spent, checkpoint.unknown)
+        carry_forward(self._client.ledger, checkpoint.spent, checkpoint.unknown)
         self._booked = self._client.ledger.spent, self._client.ledger.unknown
         if isinstance(self._source, _File):
             status.total = status.before + await self._count_pending(self._source)
@@ -611,7 +612,7 @@ class _Run:
                 try:
                     async with (
                         aclosing(self._pending()) as rows,
-                        FanOut(rows, self._ask, concurrency=width, ordered=False) as results,
+                        Results(rows, self._ask, concurrency=width, ordered=False) as results,
                     ):
                         async for _ in results:
                             self._tell()

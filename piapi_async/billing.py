@@ -7,7 +7,6 @@ from decimal import Decimal
 from types import MappingProxyType
 
 import attrs
-import msgspec
 
 from piapi_async.catalog import (
     CATALOG,
@@ -22,10 +21,9 @@ from piapi_async.catalog import (
     to_dollars,
 )
 from piapi_async.errors import InvalidRequestError
-from piapi_async.ledger import Ledger, Row
+from piapi_async.ledger import Books, Row
 from piapi_async.models import ChatRequest, Message
 from piapi_async.provider import Provider
-from piapi_async.wire import WireCompletion
 
 __all__ = ["Account", "Billing", "Quote"]
 
@@ -39,7 +37,8 @@ request (ours, a guess on the high side: no page that we know gives a bound)."""
 _NO_TABLE: Mapping[str, ModelInfo] = MappingProxyType({})
 
 
-class Account(msgspec.Struct, frozen=True, eq=False):
+@attrs.frozen(eq=False)
+class Account:
     """One provider's model in the books.
 
     Attributes:
@@ -53,7 +52,8 @@ class Account(msgspec.Struct, frozen=True, eq=False):
     vendor: tuple[int, int] | None
 
 
-class Quote(msgspec.Struct, frozen=True):
+@attrs.frozen
+class Quote:
     """What a call would cost.
 
     Attributes:
@@ -75,7 +75,7 @@ class Billing:
 
     Args:
         primary: PiAPI, whose price list is known; a backup has the prices that it was given.
-        ledger: The books.
+        books: Where money moves.
         plan: The account's plan at PiAPI; None when unknown.
         tokenizer: Counts the tokens of a text, where an estimate is needed; None for the page's rule of thumb.
         fold: Whether system messages go into the first user message where a model takes none.
@@ -84,7 +84,7 @@ class Billing:
     def __init__(
         self,
         primary: Provider,
-        ledger: Ledger,
+        books: Books,
         *,
         plan: str | None = None,
         tokenizer: Callable[[str], int] | None = None,
@@ -94,11 +94,11 @@ class Billing:
         self._plan = plan
         self._count = tokenizer or estimate_tokens
         self._fold = fold
-        self.ledger = ledger
+        self._books = books
 
     def price(self, provider: Provider, model: str) -> ModelInfo | None:
         """The price of a model, by the caller's name, at a provider; None if it is unknown."""
-        return self._find(provider, provider.model(model))
+        return self._find(provider, provider.name_of(model))
 
     def _find(self, provider: Provider, name: str) -> ModelInfo | None:
         return find(name, provider.prices, CATALOG if provider is self._primary else _NO_TABLE)
@@ -168,7 +168,7 @@ class Billing:
         if info is None:
             near = self.suggest(model, provider)
             raise InvalidRequestError(
-                f"model: a budget needs the price of {provider.model(model)!r} at {provider.name}, which is unknown; "
+                f"model: a budget needs the price of {provider.name_of(model)!r} at {provider.name}, which is unknown; "
                 + (f"did you mean {near!r}? Else " if near else "")
                 + "pass it by prices=…"
             )
@@ -194,56 +194,64 @@ class Billing:
             most = None
         return Quote(model, tokens, None if info is None else to_dollars(cost(info, tokens, 0)), most)
 
-    def at_most(self, request: ChatRequest, model: str, provider: Provider) -> int:
-        """What an attempt that failed may have cost, as far as that is known, in picodollars."""
+    # -- after -------------------------------------------------------------------------------------------------------
+
+    def account(self, provider: Provider, model: str) -> Account:
+        """Open the account of a model, by the caller's name, at a provider."""
+        name = provider.name_of(model)
+        info = self._find(provider, name)
+        vendor = None if info is None else at_vendor_price(info)
+        return Account(
+            self._books.row(provider.name, name),
+            None if info is None else info.picodollars,
+            None if vendor is None else vendor.picodollars[:2],
+        )
+
+    def book(
+        self, account: Account, reserved: int | None, prompt_tokens: int, answer_tokens: int, *, estimated: bool
+    ) -> Decimal | None:
+        """Enter an answer into the books.
+
+        Args:
+            account: The provider's model.
+            reserved: What was reserved for it; None where nothing was.
+            prompt_tokens: Of the prompt.
+            answer_tokens: Of all choices together.
+            estimated: Whether the tokens are an estimate.
+
+        Returns:
+            What it cost, in US dollars; None when the price is unknown.
+        """
+        if account.rates is None:
+            self._books.settle(account.row, reserved or 0, None)
+            return None
+        amount = charge(account.rates, prompt_tokens, answer_tokens)
+        saved = 0
+        if account.vendor is not None:
+            saved = account.vendor[0] * prompt_tokens + account.vendor[1] * answer_tokens - amount
+        self._books.settle(account.row, reserved or 0, amount, saved=saved, estimated=estimated)
+        return to_dollars(amount)
+
+    def keep(
+        self, account: Account, reserved: int | None, request: ChatRequest, model: str, provider: Provider
+    ) -> None:
+        """Enter a request whose bill is unknown: what was reserved for it, or else the most that it may cost."""
+        if reserved is not None:
+            self._books.keep(account.row, reserved, reserved=True)
+        else:
+            self._books.keep(account.row, self._at_most(request, model, provider), reserved=False)
+
+    def _at_most(self, request: ChatRequest, model: str, provider: Provider) -> int:
+        """What an attempt may have cost, as far as that is known, in picodollars."""
         try:
             return self.worst(request, model, (provider,))
         except InvalidRequestError:
             return 0
 
-    # -- after -------------------------------------------------------------------------------------------------------
-
-    def account(self, provider: Provider, model: str) -> Account:
-        """Open the account of a model, by the caller's name, at a provider; to look it up for each answer took 2 µs."""
-        name = provider.model(model)
-        info = self._find(provider, name)
-        vendor = None if info is None else at_vendor_price(info)
-        return Account(
-            self.ledger.row(provider.name, name),
-            None if info is None else info.picodollars,
-            None if vendor is None else vendor.picodollars[:2],
-        )
-
-    def book(self, account: Account, reserved: int, request: ChatRequest, found: WireCompletion) -> Decimal | None:
-        """Enter an answer into the books, and say what it cost, by its usage, else by an estimate.
-
-        Returns:
-            US dollars; None when the price is unknown.
-        """
-        usage = found.usage
-        if account.rates is None:
-            self.ledger.settle(account.row, reserved, None)
-            return None
-        if usage is not None:
-            prompt, answer = usage.prompt_tokens, usage.completion_tokens
-        else:
-            prompt = self.estimate(request.messages)
-            answer = self.estimate(choice.message for choice in found.choices)
-        amount = charge(account.rates, prompt, answer)
-        saved = 0
-        if account.vendor is not None:
-            saved = account.vendor[0] * prompt + account.vendor[1] * answer - amount
-        self.ledger.settle(account.row, reserved, amount, saved, usage is None)
-        return to_dollars(amount)
-
-    def lose(
-        self, account: Account, reserved: int | None, request: ChatRequest, model: str, provider: Provider
-    ) -> None:
-        """Enter a request whose bill is unknown: what was reserved for it, or else the most that it may cost."""
-        if reserved is not None:
-            self.ledger.keep(account.row, reserved)
-        else:
-            self.ledger.lose(account.row, self.at_most(request, model, provider))
+    def tokens(self, request: ChatRequest) -> int:
+        """Tokens that a call may use, prompt and answer together, for `Limits.tokens_per_minute`."""
+        asked = request.max_completion_tokens or request.max_tokens or 0
+        return self.estimate(request.messages) + asked * (request.n or 1)
 
     def estimate(self, messages: Iterable[Message]) -> int:
         """Tokens of messages, estimated."""

@@ -25,16 +25,16 @@ class Breaker:
 
     Args:
         health: When to open and close.
-        dice: Source of the jitter.
+        rng: Source of the jitter.
     """
 
     __slots__ = (
-        "_dice",
         "_failed",
         "_good_probes",
         "_health",
         "_probing",
         "_reopens",
+        "_rng",
         "_running",
         "_since",
         "_until",
@@ -42,9 +42,9 @@ class Breaker:
         "closed",
     )
 
-    def __init__(self, health: Health, dice: random.Random) -> None:
+    def __init__(self, health: Health, rng: random.Random) -> None:
         self._health = health
-        self._dice = dice
+        self._rng = rng
         self._failed = 0  # in a row
         self._window: deque[list[float]] = deque()  # [second, good, bad], the running second last
         self._running: list[float] = [-NEVER, 0, 0]
@@ -65,8 +65,8 @@ class Breaker:
         """Whether a call may be sent: always while closed, one probe at a time while half-open."""
         return self.closed or (now >= self._until and not self._probing)
 
-    def begin(self, now: float) -> bool:
-        """Note that a call is sent; returns whether it is the probe, to be told to `end`.
+    def start(self, now: float) -> bool:
+        """Note that a call is sent; returns whether it is the probe, to be told to `record`.
 
         While open a call may be sent too, when no provider is healthy; it is no probe and its failure changes nothing.
         """
@@ -74,13 +74,13 @@ class Breaker:
         self._probing = self._probing or probe
         return probe
 
-    def end(self, now: float, good: bool | None, probe: bool = False, began: float = NEVER) -> None:
+    def record(self, now: float, good: bool | None, probe: bool = False, began: float = NEVER) -> None:
         """Note how a call ended: well, badly, or (None) in a way that says nothing of the provider's health.
 
         Args:
             now: When.
             good: How.
-            probe: What `begin` returned for it.
+            probe: What `start` returned for it.
             began: When it was sent. An answer to what was sent before the breaker opened does not close it: a provider
                 that takes no new calls may still finish old ones.
         """
@@ -90,7 +90,7 @@ class Breaker:
             return
         if not self.closed:
             if began >= self._since:
-                self._judge_open(now, good, probe=probe)
+                self._record_while_open(now, good, probe=probe)
             return
         if self._running[0] != now // 1:
             self._next_second(now // 1)
@@ -103,15 +103,16 @@ class Breaker:
         bad = sum(bucket[2] for bucket in self._window)
         calls = bad + sum(bucket[1] for bucket in self._window)
         health = self._health
-        if self._failed >= health.failures or (calls >= health.minimum and bad / calls >= health.ratio):
+        too_many = calls >= health.minimum_calls and bad / calls >= health.failure_ratio
+        if too_many or self._failed >= health.failure_threshold:
             self._open(now)
 
-    def _judge_open(self, now: float, good: bool, *, probe: bool) -> None:
+    def _record_while_open(self, now: float, good: bool, *, probe: bool) -> None:
         if good:
             # A good answer while open, sent when nobody was healthy, tells as much as a probe.
             self._until = min(self._until, now)
             self._good_probes += 1
-            if self._good_probes >= self._health.closes:
+            if self._good_probes >= self._health.success_threshold:
                 self._close()
         elif probe:
             self._open(now)
@@ -127,7 +128,7 @@ class Breaker:
         # Far past the cap the exponent stops to grow: a float would overflow in an outage of hours.
         span = min(self._health.open_cap, self._health.open * 2 ** min(self._reopens, 64))
         # Jitter downwards, so that the cap is one: clients that saw the same outage do not come back at once.
-        self._until = now + span * self._dice.uniform(0.8, 1.0)
+        self._until = now + span * self._rng.uniform(0.8, 1.0)
         self._since = now
         self.closed = False
         self._reopens += 1

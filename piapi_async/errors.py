@@ -8,25 +8,24 @@
     └── APIError                      an exchange failed
         ├── APIConnectionError        no whole answer: connect, TLS, reset, protocol
         │   └── APITimeoutError       a timer ran out; `kind` says which
-        ├── APIResponseError          an answer that is not one: HTML, bad JSON, wrong types, empty
+        ├── APIResponseError          no completion came: HTML, bad JSON, wrong types, nothing
         │   ├── StreamTruncatedError
         │   └── StreamTooLargeError
         ├── APIStatusError            the provider said no: 400 … 599, or an error object in a 200
         └── AllProvidersFailedError   one line per attempt; `errors` holds each provider's own
 
-An error never holds an API key, a prompt or an object of the HTTP library, so `Secret` and `excerpt`, through which
-every foreign text passes on its way into a message, live here too. Errors pickle and copy whole.
+An error never holds an API key, a prompt or an object of the HTTP library. `Secret` and `excerpt` live here for that
+reason: every foreign text passes through `excerpt` before it enters a message. Errors pickle and copy whole.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias, TypedDict, Unpack
 
 if TYPE_CHECKING:
-    from piapi_async.models import Attempt
-    from piapi_async.sse import ServerSentEvent
+    from piapi_async.models.answers import Attempt  # which imports nothing from here
 
 __all__ = [
     "APIConnectionError",
@@ -41,6 +40,8 @@ __all__ = [
     "BudgetExceededError",
     "ConfigurationError",
     "ConflictError",
+    "ErrorFields",
+    "ErrorKind",
     "InsufficientQuotaError",
     "InternalServerError",
     "InvalidRequestError",
@@ -58,8 +59,8 @@ __all__ = [
 EXCERPT_CHARACTERS = 2000
 """Most of a foreign text that an error keeps (2 kB: enough for a gateway's page title and message; ours)."""
 
-# What vendors' keys look like; a provider that echoes another account's key must not leak it through us.
-# A text, as are other patterns off the hot path: `re` compiles and keeps it at first use, and the import is spared it.
+# What vendors' keys look like: a provider that echoes another account's key must not leak it through us.
+# Patterns that are rarely used are plain strings: `re` compiles them at first use, so that the import stays fast.
 _KEY_LIKE = r"(?i)\b(sk|pk|rk)-[A-Za-z0-9_-]{6,}|(?<=Bearer )[\x21-\x7e]{6,}"
 
 
@@ -117,7 +118,9 @@ def excerpt(text: str, secrets: Iterable[Secret] = ()) -> str:
     for secret in sorted(secrets, key=lambda secret: len(secret.reveal()), reverse=True):
         text = text.replace(secret.reveal(), "[key]")
     text = re.sub(_KEY_LIKE, "[key]", text[: EXCERPT_CHARACTERS + 1024])
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.strip())
+    line = text.strip()
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     return line if len(line) <= EXCERPT_CHARACTERS else line[: EXCERPT_CHARACTERS - 1] + "…"
 
 
@@ -134,7 +137,7 @@ class InvalidRequestError(PiAPIError, ValueError):
 
 
 class BudgetExceededError(PiAPIError):
-    """The call might have passed the budget; nothing was sent."""
+    """The call could have cost more than the budget has left; nothing was sent."""
 
 
 class BatchError(PiAPIError):
@@ -145,6 +148,57 @@ class BatchError(PiAPIError):
     """
 
     unsaved: tuple[bytes, ...] = ()
+
+
+ErrorKind: TypeAlias = Literal[
+    # APIConnectionError
+    "certificate",
+    "closed",
+    "connect",
+    "dns",
+    "local",
+    "protocol",
+    "proxy",
+    "reset",
+    "stale",
+    "tls",
+    "truncated body",
+    # APITimeoutError: the timer that ran out ("connect" too)
+    "deadline",
+    "first_event",
+    "pool",
+    "progress",
+    "total",
+    # APIResponseError
+    "edge page",
+    "empty",
+    "encoding",
+    "not a completion",
+    "response",
+    "too large",
+    "truncated",
+    # APIStatusError
+    "edge",
+    "redirect",
+    "status",
+    # the rest
+    "all providers",
+    "error",
+]
+"""What failed, in a word or two; each class says which of them it uses."""
+
+
+class ErrorFields(TypedDict, total=False):
+    """What every `APIError` can be told at construction; `APIError` says what each means."""
+
+    kind: ErrorKind
+    provider: str
+    attempts: tuple[Attempt, ...]
+    request_id: str | None
+    committed: bool
+    maybe_billed: bool
+    retry_after: float | None
+    partial: str
 
 
 class APIError(PiAPIError):
@@ -161,7 +215,7 @@ class APIError(PiAPIError):
         partial: Text of choice 0 that had arrived.
     """
 
-    kind: str = "error"
+    kind: ErrorKind = "error"
     provider: str
     attempts: tuple[Attempt, ...]
     request_id: str | None
@@ -170,30 +224,17 @@ class APIError(PiAPIError):
     retry_after: float | None
     partial: str
 
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        kind: str | None = None,
-        provider: str = "",
-        attempts: tuple[Attempt, ...] = (),
-        request_id: str | None = None,
-        committed: bool = False,
-        maybe_billed: bool = False,
-        retry_after: float | None = None,
-        partial: str = "",
-    ) -> None:
-        # Only the message is in `args`; the rest travels in `__dict__`, which pickle and copy carry by themselves.
+    def __init__(self, message: str = "", **fields: Unpack[ErrorFields]) -> None:
+        # Only the message is in `args`. The rest is in `__dict__`, which pickle and copy carry along.
         super().__init__(message)
-        if kind is not None:
-            self.kind = kind
-        self.provider = provider
-        self.attempts = attempts
-        self.request_id = request_id
-        self.committed = committed
-        self.maybe_billed = maybe_billed
-        self.retry_after = retry_after
-        self.partial = partial
+        self.kind = fields.get("kind", self.kind)
+        self.provider = fields.get("provider", "")
+        self.attempts = fields.get("attempts", ())
+        self.request_id = fields.get("request_id")
+        self.committed = fields.get("committed", False)
+        self.maybe_billed = fields.get("maybe_billed", False)
+        self.retry_after = fields.get("retry_after")
+        self.partial = fields.get("partial", "")
 
 
 class APIConnectionError(APIError):
@@ -203,41 +244,36 @@ class APIConnectionError(APIError):
     `"truncated body"`, `"protocol"`, `"proxy"`, `"local"` (this process ran out of sockets or files), `"closed"`.
     """
 
-    kind = "connect"
+    kind: ErrorKind = "connect"
 
 
 class APITimeoutError(APIConnectionError):
     """A timer ran out: `kind` is `"connect"`, `"first_event"`, `"progress"`, `"total"`, `"deadline"` or `"pool"`."""
 
-    kind = "total"
+    kind: ErrorKind = "total"
 
     @property
-    def timer(self) -> str:
-        """The timer that ran out, the same as `kind`."""
+    def timer(self) -> ErrorKind:
+        """The timer that ran out; the same as `kind`."""
         return self.kind
 
 
 class APIResponseError(APIError):
-    """An answer came that is not one: HTML, bad JSON, wrong types, or nothing."""
+    """What came is no completion: HTML, bad JSON, wrong types, or nothing."""
 
-    kind = "response"
+    kind: ErrorKind = "response"
 
 
 class StreamTruncatedError(APIResponseError):
-    """A stream ended before the answer was whole; `partial` has the text so far."""
+    """A stream was cut off; `partial` has the text so far."""
 
-    kind = "truncated"
+    kind: ErrorKind = "truncated"
 
 
 class StreamTooLargeError(APIResponseError):
-    """An event or an answer passed its size cap.
+    """An event or an answer is larger than the client accepts."""
 
-    Attributes:
-        events: The `ServerSentEvent`s that were complete before the one too large, from the same bytes.
-    """
-
-    kind = "too large"
-    events: tuple[ServerSentEvent, ...] = ()
+    kind: ErrorKind = "too large"
 
 
 class APIStatusError(APIError):
@@ -251,7 +287,7 @@ class APIStatusError(APIError):
         body: The answer: at most 2 kB, on one line, keys removed.
     """
 
-    kind = "status"
+    kind: ErrorKind = "status"
     status_code: int
     code: str | None
     type: str | None
@@ -267,26 +303,9 @@ class APIStatusError(APIError):
         type: str | None = None,
         param: str | None = None,
         body: str = "",
-        kind: str | None = None,
-        provider: str = "",
-        attempts: tuple[Attempt, ...] = (),
-        request_id: str | None = None,
-        committed: bool = False,
-        maybe_billed: bool = False,
-        retry_after: float | None = None,
-        partial: str = "",
+        **fields: Unpack[ErrorFields],
     ) -> None:
-        super().__init__(
-            message,
-            kind=kind,
-            provider=provider,
-            attempts=attempts,
-            request_id=request_id,
-            committed=committed,
-            maybe_billed=maybe_billed,
-            retry_after=retry_after,
-            partial=partial,
-        )
+        super().__init__(message, **fields)
         self.status_code = status_code
         self.code = code
         self.type = type
@@ -341,5 +360,5 @@ class AllProvidersFailedError(APIError):
         errors: Each provider's own last error, in the order they were tried.
     """
 
-    kind = "all providers"
+    kind: ErrorKind = "all providers"
     errors: tuple[APIError, ...] = ()

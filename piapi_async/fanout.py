@@ -1,4 +1,4 @@
-"""`FanOut`: N workers, one iterator, results with back-pressure. What is behind `Client.map`."""
+"""`Results`: N workers, one iterator, results with back-pressure. What is behind `Client.map`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from anyio.abc import TaskGroup
 from piapi_async.errors import ConfigurationError
 from piapi_async.models import Result
 
-__all__ = ["FanOut"]
+__all__ = ["Results"]
 
 T = TypeVar("T")
 
 
-class FanOut(Generic[T]):
+class Results(Generic[T]):
     """Asks for every item of an input, `concurrency` at a time; a context manager that is its own async iterator.
 
     At most twice the concurrency is pulled and not yet handed out, so memory does not grow with the input, and a caller

@@ -1,8 +1,8 @@
 """May I send now? One gate per provider and key, shared by all callers. First come, first served; nobody polls.
 
-What decides is `Gate.opens`, a pure function of the state and the time: the moment at which a caller with so many
-tokens may pass. Only the first in the queue waits for that moment; the others wait to become first. A caller takes its
-place itself, in one step without an await, so one that is cancelled leaves nothing behind.
+What decides is `Gate.opens_at`, a pure function of the state and the time: the moment at which a caller with so many
+tokens may pass. `Gate._admit` hands places to those in the queue, in one step without an await, whenever that moment
+may have come. So a caller that is cancelled leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -10,39 +10,66 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from typing import Literal, TypeAlias
 
-from piapi_async.policy import NEVER, Due, Limits, timed_out
+import attrs
 
-__all__ = ["Gate"]
+from piapi_async.errors import APIConnectionError
+from piapi_async.policy import NEVER, Deadline, Limits, timed_out
+
+__all__ = ["BURST", "Gate"]
+
+BURST = 256
+"""Most callers that pass in one turn of the event loop. Thousands of requests that begin at once would keep the loop so
+busy that their connections, though made, are not looked at before the connect timer is over (ours)."""
 
 
+@attrs.define(eq=False)
 class _Bucket:
     """At most `per_minute` of something in any 60 seconds.
 
     A tenth of it (at least one) may go at once; the rest flows in evenly, so that no window of a minute holds more.
     """
 
-    __slots__ = ("_at", "_level", "capacity", "rate")
+    per_minute: float
+    capacity: float = attrs.field(init=False)
+    rate: float = attrs.field(init=False)
+    _level: float = attrs.field(init=False)
+    _at: float = attrs.field(init=False, default=-NEVER)
 
-    def __init__(self, per_minute: float) -> None:
-        self.capacity = min(per_minute, max(1.0, per_minute / 10))
+    def __attrs_post_init__(self) -> None:
+        self._level = self.capacity = min(self.per_minute, max(1.0, self.per_minute / 10))
         # One at a time needs even spacing only; a burst must be taken off what flows in during the same minute.
-        self.rate = (per_minute if self.capacity <= 1 else per_minute - self.capacity) / 60
-        self._level = self.capacity
-        self._at = -NEVER
+        self.rate = (self.per_minute if self.capacity <= 1 else self.per_minute - self.capacity) / 60
 
-    def opens(self, amount: float, now: float) -> float:
+    def opens_at(self, amount: float, now: float) -> float:
         """When `amount` may pass; what is larger than the whole capacity passes when that is full, and is owed."""
-        lacks = min(amount, self.capacity) - self._now(now)
+        lacks = min(amount, self.capacity) - self._level_at(now)
         return now if lacks <= 1e-9 else now + lacks / self.rate
 
     def take(self, amount: float, now: float) -> None:
         """Take it out; a negative amount puts it back."""
-        self._level = min(self.capacity, self._now(now) - amount)
+        self._level = min(self.capacity, self._level_at(now) - amount)
         self._at = now
 
-    def _now(self, now: float) -> float:
+    def _level_at(self, now: float) -> float:
         return min(self.capacity, self._level + (now - self._at) * self.rate)
+
+
+_Outcome: TypeAlias = Literal["admitted", "paused for too long", "timed out", "closed"]
+
+
+@attrs.define(eq=False)
+class _Waiter:
+    """A caller in the queue; one that is admitted has its place already."""
+
+    tokens: float
+    max_pause: float
+    outcome: asyncio.Future[_Outcome]
+
+    def end(self, outcome: _Outcome) -> None:
+        if not self.outcome.done():  # as one that was cancelled is
+            self.outcome.set_result(outcome)
 
 
 def _loop_time() -> float:
@@ -52,20 +79,19 @@ def _loop_time() -> float:
 class Gate:
     """Bounds what one provider key is asked.
 
-    The bound on requests in flight starts at `Limits.concurrency`; a 429 multiplies it by `Limits.throttle` (once a
+    The bound on requests in flight starts at `Limits.concurrency`; a 429 multiplies it by `Limits.decrease` (once a
     second at most, never below 1), and as many good answers as it allows add 1.
 
     Attributes:
         in_flight: Places taken.
         bound: Most places, as narrowed by 429s.
-        widest: Most places when nothing narrows them.
-        paused_until: The end of the last cool-down.
+        paused_until: The end of the last cool-down, on the clock.
         counts_tokens: Whether tokens are limited here.
 
     Args:
         name: Provider, for errors.
         limits: The bounds.
-        dice: Source of the jitter.
+        rng: Source of the jitter.
         clock: The time in seconds; by default the event loop's.
     """
 
@@ -73,22 +99,24 @@ class Gate:
         self,
         name: str,
         limits: Limits,
-        dice: random.Random | None = None,
+        rng: random.Random | None = None,
         clock: Callable[[], float] = _loop_time,
     ) -> None:
         self._name = name
         self._limits = limits
-        self._dice = dice or random.Random()
+        self._rng = rng or random.Random()
         self._clock = clock
         self._requests = _Bucket(limits.requests_per_minute) if limits.requests_per_minute else None
         self._tokens = _Bucket(limits.tokens_per_minute) if limits.tokens_per_minute else None
         self._good = 0
         self._narrowed = -NEVER
-        self.paused_until = -NEVER
         self._calm_at = -NEVER  # the end of the ramp behind the pause
-        self._metered = self._requests is not None or self._tokens is not None
         self._queue: dict[_Waiter, None] = {}
-        self.bound = self.widest = limits.concurrency
+        self._timer: asyncio.TimerHandle | None = None  # looks at the queue when the first in it may pass
+        self._passed = 0  # in this turn of the loop
+        self._limits_bursts = limits.concurrency > BURST
+        self.paused_until = -NEVER
+        self.bound = limits.concurrency
         self.counts_tokens = self._tokens is not None
         self.in_flight = 0
 
@@ -97,15 +125,20 @@ class Gate:
         """Callers that wait for a place."""
         return len(self._queue)
 
+    @property
+    def load(self) -> int:
+        """Callers in flight and waiting."""
+        return self.in_flight + len(self._queue)
+
     def pause_left(self, now: float) -> float:
         """Seconds of cool-down left, 0 for none."""
         return self.paused_until - now if now < self.paused_until else 0.0
 
-    def opens(self, tokens: float, now: float) -> float:
-        """The moment at which a request of so many tokens may pass; `NEVER` while only a release can let it."""
+    def opens_at(self, tokens: float, now: float) -> float:
+        """The moment at which a request of so many tokens may pass; `NEVER` while only another's end can let it."""
         if now < self.paused_until:
             return self.paused_until
-        if self.in_flight >= self.bound:
+        if self.in_flight >= self.bound or self._passed >= BURST:
             return NEVER
         if now < self._calm_at:
             # After a cool-down the bound grows from one to its whole width, so that not all callers come at once.
@@ -113,90 +146,121 @@ class Gate:
             if now < at:
                 return at
         if self._requests is not None:
-            now = self._requests.opens(1, now)
-        return now if self._tokens is None else self._tokens.opens(tokens, now)
+            now = self._requests.opens_at(1, now)
+        return now if self._tokens is None else self._tokens.opens_at(tokens, now)
 
-    def take(self, tokens: float, now: float) -> bool:
-        """Take a place if that needs no wait, and say so; each place is given back by one `release`."""
-        if self._queue or self.in_flight >= self.bound:
+    def try_enter(self, tokens: float, now: float) -> bool:
+        """Take a place if that needs no wait, and say so; each place is given back by one `leave`."""
+        if self._queue or self.opens_at(tokens, now) > now:
             return False
-        if now < self._calm_at or self._metered:  # else a free place is all that it takes
-            if self.opens(tokens, now) > now:
-                return False
-            self._meter(tokens, now)
-        self.in_flight += 1
+        self._take_place(tokens, now)
         return True
 
-    async def acquire(self, due: Due, tokens: float = 0, patience: float | None = None) -> bool:
-        """Take a place, waiting for one if need be; each place is given back by one `release`.
+    async def enter(self, deadline: Deadline, tokens: float = 0, max_pause: float = NEVER) -> bool:
+        """Take a place, waiting for one if need be; each place is given back by one `leave`.
 
         Args:
-            due: When to give up.
+            deadline: When to give up.
             tokens: Estimate of the tokens that the request costs, for `Limits.tokens_per_minute`.
-            patience: Seconds of cool-down that are worth waiting for; None for any.
+            max_pause: Seconds of cool-down that are worth waiting for.
 
         Returns:
-            Whether the place was taken; False when a cool-down exceeds the patience.
+            Whether the place was taken; False when a cool-down is longer than `max_pause`.
 
         Raises:
-            APITimeoutError: `due` came first.
+            APITimeoutError: The deadline came first.
+            APIConnectionError: The gate was closed.
         """
         now = self._clock()
-        if self.take(tokens, now):
+        if self.try_enter(tokens, now):
             return True
-        waiter = _Waiter()
-        self._queue[waiter] = None
-        try:
-            while patience is None or self.pause_left(now) <= patience:
-                if now >= due.at:
-                    raise timed_out(due, self._name, sent=False)
-                first = next(iter(self._queue)) is waiter
-                at = self.opens(tokens, now) if first else NEVER
-                if at <= now:
-                    self._meter(tokens, now)
-                    self.in_flight += 1
-                    return True
-                await waiter.wait(min(at, due.at))
-                now = self._clock()
+        if self.pause_left(now) > max_pause:
             return False
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(tokens, max_pause, loop.create_future())
+        timer = None if deadline.at == NEVER else loop.call_at(deadline.at, waiter.end, "timed out")
+        self._queue[waiter] = None
+        self._admit()
+        try:
+            outcome = await waiter.outcome
+        except asyncio.CancelledError:
+            if not waiter.outcome.cancelled() and waiter.outcome.result() == "admitted":
+                self.leave()  # cancelled in the moment between getting the place and taking it
+            raise
         finally:
-            del self._queue[waiter]
-            self._wake()
+            if timer is not None:
+                timer.cancel()
+            if waiter in self._queue:
+                del self._queue[waiter]
+                self._admit()  # it may have stood in the way of the next one
+        if outcome == "timed out":
+            raise timed_out(deadline, self._name, sent=False)
+        if outcome == "closed":
+            text = f"the client was closed while a call waited for a place at {self._name}; keep it open"
+            raise APIConnectionError(text, kind="closed")
+        return outcome == "admitted"
 
-    def _meter(self, tokens: float, now: float) -> None:
+    def _admit(self) -> None:
+        """Let those in the queue pass, in their order, for whom it is time; look again when the next one may."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = self._clock()
+        while self._queue:
+            first = next(iter(self._queue))
+            at = self.opens_at(first.tokens, now)
+            if at > now:
+                if at < NEVER:
+                    self._timer = asyncio.get_running_loop().call_at(at, self._admit)
+                return
+            del self._queue[first]
+            if not first.outcome.done():
+                self._take_place(first.tokens, now)
+                first.end("admitted")
+
+    def _take_place(self, tokens: float, now: float) -> None:
         if self._requests is not None:
             self._requests.take(1, now)
         if self._tokens is not None:
             self._tokens.take(tokens, now)
+        self.in_flight += 1
+        if self._limits_bursts:
+            if not self._passed:
+                asyncio.get_running_loop().call_soon(self._next_turn)
+            self._passed += 1
 
-    def release(self) -> None:
+    def _next_turn(self) -> None:
+        self._passed = 0
+        self._admit()
+
+    def leave(self) -> None:
         """Give a place back."""
         self.in_flight -= 1
         if self._queue:
-            self._wake()
+            self._admit()
 
-    def settle(self, reserved: float, used: float) -> None:
-        """Correct the tokens taken by `acquire` to those used."""
+    def correct_tokens(self, estimated: float, used: float) -> None:
+        """Correct the tokens that `enter` took to those used."""
         if self._tokens is not None:
-            self._tokens.take(used - reserved, self._clock())
-            self._wake()
+            self._tokens.take(used - estimated, self._clock())
+            self._admit()
 
-    def good(self) -> None:
+    def widen(self) -> None:
         """Note a good answer: as many as the bound in a row widen it by one."""
-        if self.bound < self.widest:
+        if self.bound < self._limits.concurrency:
             self._good += 1
             if self._good >= self.bound:
                 self._good = 0
                 self.bound += 1
-                self._wake()
+                self._admit()
 
-    def throttled(self, seconds: float, most: float = NEVER) -> None:
+    def throttle(self, seconds: float, most: float = NEVER) -> None:
         """Note a 429: narrow the bound, and let nobody pass for so long, as `pause` does."""
         now = self._clock()
         self._good = 0
         if now - self._narrowed >= 1:
             self._narrowed = now
-            self.bound = max(1, int(self.bound * self._limits.throttle))
+            self.bound = max(1, int(self.bound * self._limits.decrease))
         self.pause(seconds, most)
 
     def pause(self, seconds: float, most: float = NEVER) -> None:
@@ -205,43 +269,22 @@ class Gate:
         The jitter is half a second, a tenth of a long pause, or as much as a short one again: clients that were sent
         away together do not come back together.
         """
-        jitter = self._dice.uniform(0, min(seconds, max(0.5, seconds / 10)))
-        until = self._clock() + min(most, seconds + jitter)
-        self.paused_until = max(self.paused_until, until)
+        now = self._clock()
+        jitter = self._rng.uniform(0, min(seconds, max(0.5, seconds / 10)))
+        self.paused_until = max(self.paused_until, now + min(most, seconds + jitter))
         self._calm_at = self.paused_until + self._limits.ramp
-        for waiter in self._queue:  # all look at the pause anew: for some it is not worth the wait
-            waiter.wake()
+        left = self.pause_left(now)
+        for waiter in [waiter for waiter in self._queue if waiter.max_pause < left]:
+            del self._queue[waiter]
+            waiter.end("paused for too long")
+        self._admit()
 
-    def _wake(self) -> None:
-        """Let the first in the queue look again."""
-        for waiter in self._queue:
-            waiter.wake()
-            break
-
-
-class _Waiter:
-    """One caller in the queue.
-
-    It waits on a future with a loop timer, which is what anyio's event and cancel scope come down to on asyncio: to
-    import those takes 5 ms.
-    """
-
-    __slots__ = ("_future",)
-
-    def __init__(self) -> None:
-        self._future = asyncio.get_running_loop().create_future()
-
-    def wake(self) -> None:
-        if not self._future.done():
-            self._future.set_result(None)
-
-    async def wait(self, until: float) -> None:
-        """Wait to be woken, at most until a moment of the event loop's clock."""
-        loop = asyncio.get_running_loop()
-        timer = None if until == NEVER else loop.call_at(until, self.wake)
-        try:
-            await self._future
-        finally:
-            if timer is not None:
-                timer.cancel()
-        self._future = loop.create_future()
+    def close(self) -> None:
+        """Send away all that wait; the gate may be used again afterwards, on another event loop too."""
+        waiting, self._queue = list(self._queue), {}
+        self._passed = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for waiter in waiting:
+            waiter.end("closed")

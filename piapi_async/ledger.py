@@ -1,8 +1,9 @@
 """What was spent, reserved, saved; and the budget. Pure: no IO, no clock; whole picodollars, so sums are exact.
 
-Money moves one way: `reserve` the worst case before sending; then `settle` it to what the answer cost, `release` it
-when nothing can have been billed, or `keep` it when the bill is unknown. Spent, reserved and unknown together never
-pass the budget, whatever the order in which callers come, because `reserve` checks and takes in one step.
+`Books` is where money moves, one way: `reserve` the worst case before sending; then `settle` it to what the answer
+cost, `release` it when nothing can have been billed, or `keep` it when the bill is unknown. Spent, reserved and unknown
+together never pass the budget, whatever the order in which callers come, because `reserve` checks and takes in one
+step. `Ledger` shows the books to the caller.
 """
 
 from __future__ import annotations
@@ -10,24 +11,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from decimal import Decimal
 
-import msgspec
+import attrs
 
 from piapi_async.catalog import from_dollars, to_dollars
 from piapi_async.errors import BudgetExceededError
 
-__all__ = ["Entry", "Ledger", "Row"]
+__all__ = ["Books", "Ledger", "LedgerEntry", "Row", "carry_forward"]
 
 
+@attrs.define
 class Row:
-    """What one provider's model cost so far, as in `Entry`, in picodollars."""
+    """What one provider's model cost so far, as in `LedgerEntry`, in picodollars."""
 
-    __slots__ = ("calls", "estimated", "saved", "spent", "unknown", "unpriced")
+    calls: int = 0
+    spent: int = 0
+    estimated: int = 0
+    unknown: int = 0
+    saved: int = 0
+    unpriced: int = 0
 
-    def __init__(self) -> None:
-        self.calls = self.spent = self.estimated = self.unknown = self.saved = self.unpriced = 0
 
-
-class Entry(msgspec.Struct, frozen=True):
+@attrs.frozen
+class LedgerEntry:
     """What one provider's model cost so far. Amounts in US dollars.
 
     Attributes:
@@ -51,63 +56,113 @@ class Entry(msgspec.Struct, frozen=True):
     unpriced: int
 
 
-class Ledger:
-    """The books of one client. Prints as a table.
+@attrs.define(eq=False)
+class Books:
+    """The books of one client, in picodollars.
 
     Attributes:
-        limited: Whether there is a budget.
-
-    Args:
-        budget: Picodollars that spent, reserved and unknown together never pass; None for no limit.
+        budget: What spent, reserved and unknown together never pass; None for no limit.
+        spent: For answers.
+        reserved: What the requests under way may cost at most.
+        unknown: What failed attempts may have cost at most.
+        rows: By provider and the provider's name of the model, in the order they were first used.
     """
 
-    def __init__(self, budget: int | None = None) -> None:
-        self._budget = budget
-        self.limited = budget is not None
-        self._spent = 0
-        self._reserved = 0
-        self._unknown = 0
-        self._rows: dict[tuple[str, str], Row] = {}
+    budget: int | None = None
+    spent: int = 0
+    reserved: int = 0
+    unknown: int = 0
+    rows: dict[tuple[str, str], Row] = attrs.field(factory=dict[tuple[str, str], Row])
+
+    @property
+    def taken(self) -> int:
+        """What counts against the budget."""
+        return self.spent + self.reserved + self.unknown
+
+    def row(self, provider: str, model: str) -> Row:
+        """Return the row of one provider's model, made where there is none yet."""
+        return self.rows.setdefault((provider, model), Row())
+
+    def reserve(self, amount: int) -> None:
+        """Take the worst case of a request out of the budget.
+
+        Raises:
+            BudgetExceededError: It does not fit; nothing was taken.
+        """
+        if self.budget is not None and self.taken + amount > self.budget:
+            raise BudgetExceededError(
+                f"the call may cost {_dollars(amount)}, and of the budget of {_dollars(self.budget)} only "
+                f"{_dollars(self.budget - self.taken)} is free; nothing was sent. Lower max_tokens, wait for calls "
+                "under way, or raise the budget"
+            )
+        self.reserved += amount
+
+    def release(self, amount: int) -> None:
+        """Give back what was reserved for a request that can't have been billed."""
+        self.reserved -= amount
+
+    def keep(self, row: Row, amount: int, *, reserved: bool) -> None:
+        """Note a bill that is unknown; it keeps what was reserved for the request, if anything was."""
+        if reserved:
+            self.reserved -= amount
+        self.unknown += amount
+        row.unknown += amount
+
+    def settle(self, row: Row, reserved: int, cost: int | None, *, saved: int = 0, estimated: bool = False) -> None:
+        """Turn what was reserved into what the answer cost; None where the price is unknown."""
+        self.reserved -= reserved
+        row.calls += 1
+        if cost is None:
+            row.unpriced += 1
+            return
+        self.spent += cost
+        row.spent += cost
+        row.saved += saved
+        if estimated:
+            row.estimated += cost
+
+
+@attrs.frozen(eq=False, repr=False)
+class Ledger:
+    """What a client spent, has reserved, and saved. Prints as a table. All amounts are US dollars."""
+
+    _books: Books
 
     @property
     def budget(self) -> Decimal | None:
-        """US dollars that may be spent; None for no limit."""
-        return None if self._budget is None else to_dollars(self._budget)
+        """What may be spent; None for no limit."""
+        return None if self._books.budget is None else to_dollars(self._books.budget)
 
     @property
     def spent(self) -> Decimal:
-        """US dollars for answers."""
-        return to_dollars(self._spent)
+        """Spent for answers."""
+        return to_dollars(self._books.spent)
 
     @property
     def reserved(self) -> Decimal:
-        """US dollars that the requests under way may cost at most."""
-        return to_dollars(self._reserved)
+        """What the requests under way may cost at most."""
+        return to_dollars(self._books.reserved)
 
     @property
     def unknown(self) -> Decimal:
-        """US dollars that failed attempts may have cost at most; they count against the budget."""
-        return to_dollars(self._unknown)
+        """What failed attempts may have cost at most; it counts against the budget."""
+        return to_dollars(self._books.unknown)
 
     @property
     def saved(self) -> Decimal:
-        """US dollars saved against the vendors' own prices."""
-        return to_dollars(sum(row.saved for row in self._rows.values()))
+        """Saved against the vendors' own prices."""
+        return to_dollars(sum(row.saved for row in self._books.rows.values()))
 
     @property
     def left(self) -> Decimal | None:
-        """US dollars of the budget that are free; None without a budget."""
-        return None if self._budget is None else to_dollars(self._budget - self._taken)
+        """What is free of the budget; None without a budget."""
+        return None if self._books.budget is None else to_dollars(self._books.budget - self._books.taken)
 
     @property
-    def _taken(self) -> int:
-        return self._spent + self._reserved + self._unknown
-
-    @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[LedgerEntry, ...]:
         """By provider and model, in the order they were first used."""
         return tuple(
-            Entry(
+            LedgerEntry(
                 provider,
                 model,
                 row.calls,
@@ -117,104 +172,72 @@ class Ledger:
                 to_dollars(row.saved),
                 row.unpriced,
             )
-            for (provider, model), row in self._rows.items()
+            for (provider, model), row in self._books.rows.items()
         )
 
     @property
     def by_provider(self) -> Mapping[str, Decimal]:
-        """US dollars spent, by provider."""
+        """Spent, by provider."""
         sums: dict[str, int] = {}
-        for (provider, _), row in self._rows.items():
+        for (provider, _), row in self._books.rows.items():
             sums[provider] = sums.get(provider, 0) + row.spent
         return {provider: to_dollars(amount) for provider, amount in sums.items()}
 
-    def reserve(self, amount: int) -> int:
-        """Take the worst case of a request out of the budget, and return it.
+    def _table(self) -> list[tuple[str, ...]]:
+        """The entries as text, below their heading, and the sum in the last line."""
+        lines: list[tuple[str, ...]] = [("provider", "model", "calls", "spent", "unknown", "saved")]
+        books = self._books
+        lines += [
+            (provider, model, f"{row.calls:,}", _dollars(row.spent), _dollars(row.unknown), _dollars(row.saved))
+            for (provider, model), row in books.rows.items()
+        ]
+        calls = sum(row.calls for row in books.rows.values())
+        saved = sum(row.saved for row in books.rows.values())
+        lines.append(("all", "", f"{calls:,}", _dollars(books.spent), _dollars(books.unknown), _dollars(saved)))
+        return lines
 
-        Raises:
-            BudgetExceededError: It does not fit; nothing was taken.
-        """
-        if self._budget is not None and self._taken + amount > self._budget:
-            raise BudgetExceededError(
-                f"the call may cost {_dollars(to_dollars(amount))}, and of the budget of "
-                f"{_dollars(to_dollars(self._budget))} only {_dollars(to_dollars(self._budget - self._taken))} is "
-                "free; nothing was sent. Lower max_tokens, wait for calls under way, or raise the budget"
-            )
-        self._reserved += amount
-        return amount
-
-    def release(self, reserved: int) -> None:
-        """Give back what was reserved for a request that can't have been billed."""
-        self._reserved -= reserved
-
-    def keep(self, row: Row, reserved: int) -> None:
-        """Keep what was reserved for a request whose bill is unknown."""
-        self._reserved -= reserved
-        self._unknown += reserved
-        row.unknown += reserved
-
-    def lose(self, row: Row, amount: int) -> None:
-        """Note a bill that is unknown, where nothing had been reserved."""
-        self._reserved += amount
-        self.keep(row, amount)
-
-    def bring_forward(self, spent: Decimal, unknown: Decimal) -> None:
-        """Enter what was spent before this client: US dollars for answers, and of unknown bills. They count too."""
-        row = self.row("earlier", "")
-        row.spent += from_dollars(spent)
-        row.unknown += from_dollars(unknown)
-        self._spent += from_dollars(spent)
-        self._unknown += from_dollars(unknown)
-
-    def settle(self, row: Row, reserved: int, cost: int | None, saved: int = 0, estimated: bool = False) -> None:
-        """Turn what was reserved into what the answer cost; None where the price is unknown."""
-        self._reserved -= reserved
-        row.calls += 1
-        if cost is None:
-            row.unpriced += 1
-            return
-        self._spent += cost
-        row.spent += cost
-        row.saved += saved
-        if estimated:
-            row.estimated += cost
-
-    def row(self, provider: str, model: str) -> Row:
-        """The row of one provider's model, made where there is none yet."""
-        row = self._rows.get((provider, model))
-        if row is None:
-            row = self._rows[provider, model] = Row()
-        return row
+    def _budget_line(self) -> str:
+        books = self._books
+        if books.budget is None:
+            return ""
+        free = _dollars(books.budget - books.taken)
+        return f"budget {_dollars(books.budget)}, reserved {_dollars(books.reserved)}, free {free}"
 
     def __str__(self) -> str:
-        head = ("provider", "model", "calls", "spent", "unknown", "saved")
-        rows = [
-            (e.provider, e.model, f"{e.calls:,}", _dollars(e.spent), _dollars(e.unknown), _dollars(e.saved))
-            for e in self.entries
-        ]
-        calls = f"{sum(row.calls for row in self._rows.values()):,}"
-        rows.append(("all", "", calls, _dollars(self.spent), _dollars(self.unknown), _dollars(self.saved)))
-        widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
+        table = self._table()
+        widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
         lines = [
             "  ".join(
                 cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
             )
-            for line in (head, *rows)
+            for line in table
         ]
-        if self._budget is not None:
-            lines.append(
-                f"budget {_dollars(to_dollars(self._budget))}, reserved {_dollars(self.reserved)}, "
-                f"free {_dollars(to_dollars(self._budget - self._taken))}"
-            )
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join(line.rstrip() for line in (*lines, self._budget_line())).rstrip("\n")
+
+    def _repr_markdown_(self) -> str:
+        """Show the table in a notebook."""
+        head, *rows = (f"| {' | '.join(line)} |" for line in self._table())
+        budget = self._budget_line()
+        table = "\n".join((head, "| --- | --- | ---: | ---: | ---: | ---: |", *rows))
+        return f"{table}\n\n{budget}".rstrip()
 
     def __repr__(self) -> str:
-        budget = "" if self._budget is None else f" budget={to_dollars(self._budget):f}"
+        budget = "" if self._books.budget is None else f" budget={self.budget:f}"
         return f"<Ledger spent={self.spent:f} reserved={self.reserved:f} unknown={self.unknown:f}{budget}>"
 
 
-def _dollars(amount: Decimal) -> str:
+def carry_forward(ledger: Ledger, spent: Decimal, unknown: Decimal) -> None:
+    """Enter what was spent before this client, in US dollars: for answers, and on unknown bills. Both count."""
+    books = ledger._books  # they are of this module
+    row = books.row("earlier", "")
+    row.spent += from_dollars(spent)
+    row.unknown += from_dollars(unknown)
+    books.spent += from_dollars(spent)
+    books.unknown += from_dollars(unknown)
+
+
+def _dollars(picodollars: int) -> str:
     """To the last digit that counts, two decimals at least."""
-    digits = f"{amount:f}".rstrip("0")
+    digits = f"{to_dollars(picodollars):f}".rstrip("0")
     whole, _, part = digits.partition(".")
     return f"${whole}.{part:0<2}"

@@ -14,7 +14,7 @@ from piapi_async.catalog import ModelInfo
 from piapi_async.errors import ConfigurationError, Secret
 from piapi_async.policy import Limits
 
-__all__ = ["Provider", "check_base_url", "check_headers", "check_keys", "check_proxy", "read_keys"]
+__all__ = ["Endpoint", "Provider", "check_base_url", "check_headers", "check_keys", "check_proxy", "read_keys"]
 
 _KEY = r"[\x21-\x7e]{1,512}"
 _HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -217,6 +217,28 @@ class Provider:
             raise ConfigurationError("limits: it is no Limits; pass Limits(concurrency=…), or None for the client's")
         object.__setattr__(self, "base_url", check_base_url(self.base_url, allow_http=self.allow_http))
 
-    def model(self, asked: str) -> str:
-        """This provider's name for the model that the caller asks for."""
-        return self.models.get(asked, asked)
+    def name_of(self, model: str) -> str:
+        """Return this provider's name for the model that the caller asks for."""
+        return self.models.get(model, model)
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Return where to send, for each key."""
+        url = f"{self.base_url}/chat/completions"
+        return tuple(Endpoint(self.name, url, secret, self.headers) for secret in self.api_key)
+
+
+@attrs.frozen(eq=False)
+class Endpoint:
+    """Where one key's requests go.
+
+    Attributes:
+        provider: Name of the provider.
+        url: The whole URL of chat completions.
+        secret: The key, which goes to this URL's origin only.
+        headers: Extra headers; those of a single request win over them.
+    """
+
+    provider: str
+    url: str
+    secret: Secret
+    headers: Mapping[str, str] = attrs.field(factory=dict[str, str])

@@ -1,56 +1,58 @@
-"""Which provider next, and when. It decides and keeps count; it sends nothing and never waits.
+"""Decides which provider is next, and when. It sends nothing, changes nothing and never waits.
 
-A `Lane` is one key of one provider, with its gate and breakers; a `Site` is a provider with its lanes and its budget of
-retries. The `Router` chooses the lane of a call's first attempt, notes how each attempt ended, and says what may
-follow: another provider at once, the same one after a wait, or the error that the caller gets.
+An `Upstream` is a provider as the client sees it while it runs: its keys, each with a gate and breakers, and its retry
+budget. The `Router` says where a call's first attempt goes, and what may follow a failed one: another provider at once,
+the same one after a wait, or the error that the caller gets. `dispatch` carries that out and keeps the state.
 """
 
 from __future__ import annotations
 
 import random
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from decimal import Decimal
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 
-import msgspec
+import attrs
 
-from piapi_async.billing import Account, Billing
+from piapi_async.billing import Account
 from piapi_async.breaker import Breaker
-from piapi_async.errors import AllProvidersFailedError, APIError, APIStatusError
+from piapi_async.errors import AllProvidersFailedError, APIError
 from piapi_async.gate import Gate
-from piapi_async.models import Attempt, ChatRequest, Usage
-from piapi_async.policy import NEVER, PAUSE_CAP, Due, Headers, Health, Limits, Retry, Verdict, judge, timed_out
-from piapi_async.pool import Endpoint
-from piapi_async.provider import Provider
-from piapi_async.wire import WireCompletion
+from piapi_async.models import Attempt, ChatRequest
+from piapi_async.policy import NEVER, Deadline, Health, Limits, Retry, RetryRule, timed_out
+from piapi_async.provider import Endpoint, Provider
 
-__all__ = ["Call", "Lane", "LaneStatistics", "Router", "Sending", "Site", "Statistics"]
+__all__ = ["Call", "Failure", "Route", "Router", "Upstream", "UpstreamKey"]
 
 SAMPLES = 200
 """How many of the last answers' times the hedge learns its delay from, and (a tenth) needs at least (ours)."""
-
-_NEW_CONNECTION = (421, 425)
 
 _OURS = ("deadline", "closed", "local")
 """Kinds of errors that end a call, whatever other providers there are: they come from this side."""
 
 
-class Lane(msgspec.Struct, eq=False):
-    """One key of one provider, with what belongs to it."""
+@attrs.define(eq=False)
+class UpstreamKey:
+    """One key of a provider, with the state that belongs to it.
 
-    provider: Provider
+    Attributes:
+        endpoint: Where its requests go.
+        gate: What bounds them.
+        health: When a breaker opens and closes.
+        rng: For jitter.
+        breakers: By the caller's name of the model.
+    """
+
     endpoint: Endpoint
     gate: Gate
     health: Health
-    dice: random.Random
-    breakers: dict[str, Breaker] = msgspec.field(default_factory=dict[str, Breaker])
-    accounts: dict[str, Account] = msgspec.field(default_factory=dict[str, Account])
+    rng: random.Random
+    breakers: dict[str, Breaker] = attrs.field(factory=dict[str, Breaker])
 
     def breaker(self, model: str) -> Breaker:
         """The breaker of a model."""
         breaker = self.breakers.get(model)
         if breaker is None:
-            breaker = self.breakers[model] = Breaker(self.health, self.dice)
+            breaker = self.breakers[model] = Breaker(self.health, self.rng)
         return breaker
 
     def admits(self, model: str, now: float) -> bool:
@@ -58,52 +60,87 @@ class Lane(msgspec.Struct, eq=False):
         breaker = self.breakers.get(model)
         return breaker is None or breaker.closed or breaker.admits(now)
 
-    @property
-    def load(self) -> int:
-        """Callers in flight and waiting."""
-        return self.gate.in_flight + self.gate.queued
 
+@attrs.define(eq=False)
+class Upstream:
+    """A provider, with its keys and what all of them share.
 
-class Site(msgspec.Struct, eq=False):
-    """A provider, with its lanes and what all of them share."""
+    Attributes:
+        provider: The provider.
+        keys: At least one.
+        retry_budget: Retries that it may get now; first attempts refill it.
+        off_until: Until when it is left alone, as its credit is used up.
+        accounts: By the caller's name of the model.
+        starts: How long the last plain answers took, and how long the last streams took to begin, in seconds.
+    """
 
     provider: Provider
-    lanes: list[Lane]
-    tokens: float
+    keys: Sequence[UpstreamKey]
+    retry_budget: float
     off_until: float = -NEVER
-    starts: tuple[deque[float], deque[float]] = msgspec.field(
-        default_factory=lambda: (deque[float](maxlen=SAMPLES), deque[float](maxlen=SAMPLES))
+    accounts: dict[str, Account] = attrs.field(factory=dict[str, Account])
+    starts: tuple[deque[float], deque[float]] = attrs.field(
+        factory=lambda: (deque[float](maxlen=SAMPLES), deque[float](maxlen=SAMPLES))
     )
 
-    def lane(self, model: str, now: float, patience: float = NEVER) -> Lane | None:
-        """The least loaded lane that is healthy and not paused for longer than the patience; None if none is."""
+    @classmethod
+    def of(cls, provider: Provider, limits: Limits, retry: Retry, health: Health, rng: random.Random) -> Upstream:
+        """Make one in a state in which nothing has happened yet."""
+        bounds = provider.limits or limits
+        keys = [
+            UpstreamKey(endpoint, Gate(provider.name, bounds, rng), health, rng) for endpoint in provider.endpoints()
+        ]
+        return cls(provider, keys, retry.budget)
+
+    def healthy_key(self, model: str, now: float, max_pause: float = NEVER) -> UpstreamKey | None:
+        """The least loaded key that is healthy and not paused for longer than that; None if none is."""
         if now < self.off_until:
             return None
         best = None
-        for lane in self.lanes:
-            breaker = lane.breakers.get(model)  # as `admits`; it and `Provider.model` called take 2,400 instructions
-            healthy = breaker is None or breaker.closed or breaker.admits(now)
-            if healthy and lane.gate.paused_until - now <= patience and (best is None or lane.load < best.load):
-                best = lane
+        for key in self.keys:
+            gate = key.gate
+            fits = gate.paused_until - now <= max_pause and key.admits(model, now)
+            if fits and (best is None or gate.load < best.gate.load):
+                best = key
         return best
 
+    def least_loaded_key(self) -> UpstreamKey:
+        """The least loaded key, healthy or not."""
+        return min(self.keys, key=lambda key: key.gate.load)
+
     def slow_start(self, *, stream: bool) -> float | None:
-        """What 95 of 100 streams were quicker to begin than, or other answers to come; None while too few were seen."""
+        """The time within which 95 of 100 streams began, or other answers came; None while too few were seen."""
         seen = sorted(self.starts[stream])
         return seen[len(seen) * 95 // 100] if len(seen) >= SAMPLES // 10 else None
 
 
-def _headers(provider: Provider) -> dict[str, str]:
-    """What nearly all requests to a provider have in common."""
-    return {**provider.headers, "X-Attempt": "1"}
+@attrs.frozen(eq=False)
+class Failure:
+    """How a call's attempts at one provider failed.
+
+    Attributes:
+        error: The last error.
+        rule: What may follow it.
+        times: How often this provider failed for this call.
+        key: The key that was used.
+        began: When the attempt began.
+    """
+
+    error: APIError
+    rule: RetryRule
+    times: int
+    key: UpstreamKey
+    began: float
+
+    @property
+    def is_final(self) -> bool:
+        """Whether this call must not ask this provider again."""
+        return self.times > self.rule.retries
 
 
-def _load(lane: Lane) -> int:
-    return lane.load
-
-
-class Call(msgspec.Struct, eq=False):
-    """One call of the caller, over all its attempts.
+@attrs.define(eq=False, repr=False)
+class Call:
+    """One call of the caller, over all its attempts. Its `repr` does not show what is asked.
 
     Attributes:
         request: What is asked.
@@ -111,392 +148,186 @@ class Call(msgspec.Struct, eq=False):
         began: When, on the loop's clock.
         deadline: When all must be over.
         idempotency_key: The same for every attempt.
-        sites: The providers that may serve it, in order of preference.
+        upstreams: The providers that may serve it, in order of preference.
         worst: What an attempt may cost at most, in picodollars; None without a budget.
-        attempts: The records of its attempts.
-        failures: Each provider's last error with its verdict and how often it failed, in the order they failed.
+        tokens: What it may use, for `Limits.tokens_per_minute`; 0 where no gate counts tokens.
         restart: Whether a stream that breaks off after its first text begins anew.
         on_send: What the caller wants to be called right before each request.
-        sent: Attempts begun, without resends after a stale connection.
+        attempts: The records of its attempts.
+        failures: By provider, in the order in which they failed last.
+        begun: Attempts begun, without resends after a stale connection.
+        sent: Requests handed to the transport, resends and hedges included.
         resent: Whether the one free resend is used up.
         fresh: Whether the next attempt needs a new connection.
         panic: Whether no provider was healthy: then each gets a first attempt, and no retries.
         interrupted: What broke a stream off after its first text, until the new one begins.
-        last: The attempt that failed last.
     """
 
     request: ChatRequest
     model: str
     began: float
-    deadline: Due
+    deadline: Deadline
     idempotency_key: str
-    sites: Sequence[Site]
-    worst: int | None
-    attempts: list[Attempt]
-    failures: dict[Site, tuple[APIError, Verdict, int]]
+    upstreams: Sequence[Upstream]
+    worst: int | None = None
+    tokens: int = 0
     restart: bool = False
     on_send: Callable[[], object] | None = None
+    attempts: list[Attempt] = attrs.field(factory=list[Attempt])
+    failures: dict[Upstream, Failure] = attrs.field(factory=dict[Upstream, Failure])
+    begun: int = 0
     sent: int = 0
     resent: bool = False
     fresh: bool = False
     panic: bool = False
     interrupted: APIError | None = None
-    last: Sending | None = None
 
-    __repr__ = object.__repr__  # it would show what is asked
-
-    def spent(self, site: Site) -> bool:
-        """Whether a provider failed in a way, or so often, that this call must not ask it again."""
-        _, verdict, times = self.failures.get(site, (None, Verdict(), 0))
-        return times > verdict.again
+    @property
+    def untried(self) -> list[Upstream]:
+        """The providers that have not failed for this call."""
+        return [upstream for upstream in self.upstreams if upstream not in self.failures]
 
 
-class Sending(msgspec.Struct, eq=False):
-    """One attempt under way."""
-
-    call: Call
-    site: Site
-    lane: Lane
-    breaker: Breaker
-    began: float
-    probe: bool
-    reserved: int | None
-    judged: bool = False
-    status: int | None = None
-    request_id: str | None = None
-    first_token: float | None = None
-    headers: Headers | None = None
-    pause: float = 0.0
-    cost: Decimal | None = None
-    ended: bool = False
-
-    __repr__ = object.__repr__  # as above
-
-    def record(self, now: float, kind: str = "ok", usage: Usage | None = None) -> None:
-        """Put the attempt on the call's record."""
-        self.call.attempts.append(
-            Attempt(
-                self.lane.provider.name,
-                self.lane.endpoint.secret.fingerprint,
-                self.status,
-                kind,
-                self.began - self.call.began,
-                now - self.began,
-                self.first_token,
-                self.request_id,
-                usage,
-            )
-        )
-
-
-class LaneStatistics(msgspec.Struct, frozen=True):
-    """The state of one key of a provider.
+@attrs.frozen(eq=False)
+class Route:
+    """Where an attempt goes.
 
     Attributes:
-        provider: Its name.
-        key: Fingerprint of the key.
-        in_flight: Requests under way.
-        queued: Callers waiting at the gate.
-        bound: Most requests in flight now, as narrowed by 429s.
-        pause: Seconds of cool-down left.
-        breakers: The state of each model's breaker: `"closed"`, `"open"`, `"half-open"`.
-        retries: Retries that the provider may get at once.
+        upstream: The provider.
+        key: Which of its keys.
+        wait: Seconds to wait first.
+        retry: Whether it is a retry, which takes one from the provider's retry budget.
+        panic: Whether no provider is healthy.
     """
 
-    provider: str
-    key: str
-    in_flight: int
-    queued: int
-    bound: int
-    pause: float
-    breakers: Mapping[str, str]
-    retries: int
-
-
-class Statistics(msgspec.Struct, frozen=True):
-    """The state of a client.
-
-    Attributes:
-        in_flight: Requests under way.
-        queued: Callers waiting at a gate.
-        outcomes: Attempts by how they ended: `"ok"`, `"cancelled"`, or an error's kind.
-        lanes: Each provider's keys.
-    """
-
-    in_flight: int
-    queued: int
-    outcomes: Mapping[str, int]
-    lanes: tuple[LaneStatistics, ...]
+    upstream: Upstream
+    key: UpstreamKey
+    wait: float = 0.0
+    retry: bool = False
+    panic: bool = False
 
 
 class Router:
-    """Chooses lanes for calls.
+    """Decides where attempts go.
 
     Args:
-        providers: In order of preference.
-        limits: The bounds of a provider that has none of its own.
-        retry: What may follow a failure.
-        health: When a provider counts as sick.
-        billing: Where every attempt is booked.
-        dice: Source of all jitter.
+        retry: How often, after what wait and where a failed request is sent again.
+        rng: For the waits.
     """
 
-    def __init__(
-        self,
-        providers: Iterable[Provider],
-        limits: Limits,
-        retry: Retry,
-        health: Health,
-        billing: Billing,
-        dice: random.Random,
-    ) -> None:
-        self._billing = billing
+    def __init__(self, retry: Retry, rng: random.Random) -> None:
         self._retry = retry
-        self._dice = dice
-        self._calls = 0
-        self._hedges = 0
-        self.outcomes: Counter[str] = Counter()
-        self.sites = [
-            Site(
-                provider,
-                [
-                    Lane(
-                        provider,
-                        Endpoint(provider.name, f"{provider.base_url}/chat/completions", secret, _headers(provider)),
-                        Gate(provider.name, provider.limits or limits, dice),
-                        health,
-                        dice,
-                    )
-                    for secret in provider.api_key
-                ],
-                retry.tokens,
-            )
-            for provider in providers
-        ]
+        self._rng = rng
 
-    # -- choosing ----------------------------------------------------------------------------------------------------
+    # -- a first attempt, or one that found its provider sick or paused ------------------------------------------------
 
-    def choose(self, call: Call, now: float) -> tuple[Site, Lane]:
-        """The lane of a first attempt: the preferred healthy provider's, or, with none healthy, the preferred one's."""
-        sites = call.sites
+    def choose(self, call: Call, now: float) -> Route:
+        """The preferred healthy provider; with none healthy, the preferred one."""
+        upstreams = call.upstreams
         if call.failures:
-            sites = [site for site in sites if not call.spent(site)]
-        elif lane := sites[0].lane(call.model, now, self._retry.patience):  # as nearly always
-            return sites[0], lane
-        found = self._healthy(call, now, sites, self._retry.patience) or self._healthy(call, now, sites)
-        if found is None:
-            call.panic = True
-            found = self._any([site for site in call.sites if site not in call.failures] or call.sites)
-        return found
+            finals = {upstream for upstream, failure in call.failures.items() if failure.is_final}
+            upstreams = [upstream for upstream in upstreams if upstream not in finals]
+        found = self._healthy(call, now, upstreams, self._retry.failover_after) or self._healthy(call, now, upstreams)
+        return found or self._preferred(call.untried or call.upstreams)
 
-    def _healthy(
-        self, call: Call, now: float, sites: Iterable[Site], patience: float = NEVER
-    ) -> tuple[Site, Lane] | None:
-        for site in sites:
-            lane = site.lane(call.model, now, patience)
-            if lane is not None:
-                return site, lane
+    def _healthy(self, call: Call, now: float, upstreams: Iterable[Upstream], max_pause: float = NEVER) -> Route | None:
+        for upstream in upstreams:
+            key = upstream.healthy_key(call.model, now, max_pause)
+            if key is not None:
+                return Route(upstream, key)
         return None
 
-    def _any(self, sites: Sequence[Site]) -> tuple[Site, Lane]:
+    def _preferred(self, upstreams: Sequence[Upstream]) -> Route:
         """The first of them, healthy or not."""
-        return sites[0], min(sites[0].lanes, key=_load)
+        return Route(upstreams[0], upstreams[0].least_loaded_key(), panic=True)
 
-    def patience(self, call: Call, site: Site, now: float) -> float | None:
-        """How long a cool-down is worth waiting for: a backup that is healthy makes it short."""
-        if len(call.sites) == 1:
-            return None
-        others = [other for other in call.sites if other is not site and other not in call.failures]
-        return self._retry.patience if self._healthy(call, now, others, self._retry.patience) else None
+    def max_pause(self, call: Call, upstream: Upstream, now: float) -> float:
+        """How long a cool-down of a provider is worth waiting for: not long where a backup is healthy."""
+        if len(call.upstreams) == 1:
+            return NEVER
+        others = [other for other in call.untried if other is not upstream]
+        return self._retry.failover_after if self._healthy(call, now, others, self._retry.failover_after) else NEVER
 
-    def begin(self, call: Call, site: Site, lane: Lane, now: float, reserved: int | None = None) -> Sending:
-        """Note that an attempt begins, its place at the gate taken; `succeeded`, `failed` or `abandoned` ends it."""
-        breaker = lane.breakers.get(call.model) or lane.breaker(call.model)
-        probe = not breaker.closed and breaker.begin(now)
-        call.sent += 1
-        if site.tokens < self._retry.tokens and site not in call.failures:
-            site.tokens = min(self._retry.tokens, site.tokens + self._retry.refill)
-        return Sending(call, site, lane, breaker, now, probe, reserved)
+    # -- what follows a failed attempt ---------------------------------------------------------------------------------
 
-    # -- noting how it ended -----------------------------------------------------------------------------------------
-
-    def turned_away(self, call: Call, lane: Lane, began: float, now: float, error: APIError) -> None:
-        """Note that a call gave up at the gate; that says nothing of the provider."""
-        call.attempts.append(
-            Attempt(
-                lane.provider.name, lane.endpoint.secret.fingerprint, None, error.kind, began - call.began, now - began
-            )
-        )
-        self.outcomes[error.kind] += 1
-        error.provider = lane.provider.name
-        error.attempts = tuple(call.attempts)
-
-    def _end(self, sending: Sending, now: float, kind: str, usage: Usage | None = None, *, good: bool | None) -> None:
-        sending.ended = True
-        sending.record(now, kind, usage)
-        self.outcomes[kind] += 1
-        sending.breaker.end(now, good, sending.probe, sending.began)
-        sending.lane.gate.release()
-
-    def succeeded(self, sending: Sending, now: float, found: WireCompletion) -> None:
-        """Note a good answer, book it, and give the place at the gate back, as the next two do."""
-        call, lane = sending.call, sending.lane
-        self._end(sending, now, "ok", found.usage, good=None if sending.judged else True)
-        account = lane.accounts.get(call.model) or self._account(lane, call.model)
-        sending.cost = self._billing.book(account, sending.reserved or 0, call.request, found)
-        if lane.gate.bound < lane.gate.widest:
-            lane.gate.good()
-        if self._retry.hedge:
-            begin = sending.first_token
-            sending.site.starts[begin is not None].append(now - sending.began if begin is None else begin)
-
-    def _account(self, lane: Lane, model: str) -> Account:
-        account = lane.accounts.get(model)
-        if account is None:
-            account = lane.accounts[model] = self._billing.account(lane.provider, model)
-        return account
-
-    def opened(self, sending: Sending) -> None:
-        """Note an answer that begins well, but is the last one for a while: nobody sends until then."""
-        sending.lane.gate.pause(sending.pause, PAUSE_CAP)
-        sending.pause = 0.0
-
-    def answered(self, sending: Sending, now: float) -> None:
-        """Note the first event of a stream: a provider on probation has then shown what it was asked to show."""
-        sending.first_token = now - sending.began
-        if sending.probe:
-            sending.probe = False
-            sending.judged = True
-            sending.breaker.end(now, True, True, sending.began)
-
-    def abandoned(self, sending: Sending, now: float) -> None:
-        """Note that the caller left, or that the other of two hedged attempts won."""
-        self._end(sending, now, "cancelled", good=None)
-        self._lose(sending)
-
-    def failed(self, sending: Sending, now: float, error: APIError) -> None:
-        """Note a failure, and tell the error what only the call knows."""
-        error.provider = sending.lane.provider.name
-        error.request_id = sending.request_id
-        should_retry = None if sending.headers is None else sending.headers.get("x-should-retry")
-        verdict = judge(error, self._retry, should_retry=should_retry)
-        self._end(sending, now, error.kind, good=False if verdict.sick else None)
-        if error.maybe_billed:
-            self._lose(sending)
-        elif sending.reserved is not None:
-            self._billing.ledger.release(sending.reserved)
-        times = sending.call.failures.pop(sending.site, (None, None, 0))[2]
-        sending.call.failures[sending.site] = (error, verdict, times + 1)
-        self._cool(sending, error, verdict, times)
-        if verdict.off:
-            sending.site.off_until = now + self._retry.quota_off
-        sending.call.last = sending
-        sending.call.fresh = isinstance(error, APIStatusError) and error.status_code in _NEW_CONNECTION
-        error.attempts = tuple(sending.call.attempts)
-
-    def _lose(self, sending: Sending) -> None:
-        call, lane = sending.call, sending.lane
-        self._billing.lose(self._account(lane, call.model), sending.reserved, call.request, call.model, lane.provider)
-
-    def _cool(self, sending: Sending, error: APIError, verdict: Verdict, times: int) -> None:
-        """Make all callers of a key wait for as long as one of them was told to."""
-        seconds = error.retry_after
-        if seconds is None:
-            seconds = sending.pause
-            if verdict.throttled and not seconds:
-                seconds = self._retry.wait(times, self._dice, throttled=True)
-        gate = sending.lane.gate
-        if verdict.throttled and isinstance(error, APIStatusError) and error.status_code == 429:
-            gate.throttled(seconds, self._retry.cool_down)
-        elif seconds:
-            gate.pause(seconds, self._retry.cool_down)
-
-    # -- what may follow ---------------------------------------------------------------------------------------------
-
-    def after(self, call: Call, now: float, error: APIError) -> tuple[Site, Lane, float]:
-        """Say where a failed call goes next, and after what wait.
+    def after_failure(self, call: Call, now: float) -> Route:
+        """Say where a call goes whose last attempt failed.
 
         Raises:
             APIError: Nowhere: what the caller gets.
         """
-        sending = call.last
-        over = call.sent >= self._retry.attempts or error.kind in _OURS
-        if sending is None or over or (error.committed and not call.restart):
+        upstream, failure = list(call.failures.items())[-1]
+        error, rule = failure.error, failure.rule
+        over = call.begun >= self._retry.attempts or error.kind in _OURS
+        refused = not rule.retries and rule.failover == "no"  # the request itself is at fault, or the key
+        if over or refused or (error.committed and not call.restart):
             raise self._final(call, error)
-        verdict = call.failures[sending.site][1]
-        if not verdict.again and verdict.other == "no":
-            raise self._final(call, error)  # the request itself is at fault, or the key: nobody else is asked either
-        elsewhere = self._elsewhere(call, sending, now, verdict)
+        elsewhere = self._elsewhere(call, upstream, failure, now)
         if elsewhere is not None:
-            return (*elsewhere, 0.0)
-        again = None if call.panic else self._again(call, sending, now)
+            return elsewhere
+        again = None if call.panic else self._again(call, upstream, now)
         if again is None:
-            return (*self._last_resort(call, sending, error), 0.0)
-        site, lane, wait = again
-        last = now - sending.began
-        if max(now + wait, now + lane.gate.pause_left(now)) + last > call.deadline.at:
-            raise self._late(call, error)
-        site.tokens -= 1
+            return self._last_resort(call, failure)
+        latency = now - failure.began
+        if max(now + again.wait, now + again.key.gate.pause_left(now)) + latency > call.deadline.at:
+            raise self._too_late(call, error)
         return again
 
-    def _elsewhere(self, call: Call, sending: Sending, now: float, verdict: Verdict) -> tuple[Site, Lane] | None:
-        if verdict.other == "no":
+    def _elsewhere(self, call: Call, upstream: Upstream, failure: Failure, now: float) -> Route | None:
+        """Another provider, at once."""
+        if failure.rule.failover == "no" or self._is_worth_waiting(call, upstream, failure, now):
             return None
-        if self._is_worth_waiting(call, sending, now, verdict):
-            return None
-        others = [site for site in call.sites if site not in call.failures]
-        if verdict.other == "mapped":
-            others = [site for site in others if call.model in site.provider.models]
+        others = call.untried
+        if failure.rule.failover == "mapped":
+            others = [other for other in others if call.model in other.provider.models]
         if call.panic and others:
-            return self._any(others)
-        return self._healthy(call, now, others, self._retry.patience)
+            return self._preferred(others)
+        return self._healthy(call, now, others, self._retry.failover_after)
 
-    def _last_resort(self, call: Call, sending: Sending, error: APIError) -> tuple[Site, Lane]:
-        """A provider that is not healthy, once, when no other is left: it may have healed."""
-        others = [site for site in call.sites if site not in call.failures]
-        if not others or call.failures[sending.site][1].other != "yes":
-            raise self._final(call, error)
-        call.panic = True
-        return self._any(others)
-
-    def _is_worth_waiting(self, call: Call, sending: Sending, now: float, verdict: Verdict) -> bool:
+    def _is_worth_waiting(self, call: Call, upstream: Upstream, failure: Failure, now: float) -> bool:
         """Whether a 429 asks for so short a pause that the preferred provider may have another try.
 
         The last attempt is not for that: where a backup is healthy, no call is lost to 429s.
         """
-        if not verdict.throttled or verdict.sick or call.panic or call.spent(sending.site):
+        if not failure.rule.throttled or failure.rule.unhealthy or call.panic or failure.is_final:
             return False
-        if sending.site.tokens < 1 or call.sent >= self._retry.attempts - 1:
+        if upstream.retry_budget < 1 or call.begun >= self._retry.attempts - 1:
             return False
-        pause = sending.lane.gate.pause_left(now)
-        return pause <= self._retry.patience and now + pause < call.deadline.at
+        pause = failure.key.gate.pause_left(now)
+        return pause <= self._retry.failover_after and now + pause < call.deadline.at
 
-    def _again(self, call: Call, sending: Sending, now: float) -> tuple[Site, Lane, float] | None:
+    def _last_resort(self, call: Call, failure: Failure) -> Route:
+        """A provider that is not healthy, once, when no other is left: it may have healed."""
+        if not call.untried or failure.rule.failover != "yes":
+            raise self._final(call, failure.error)
+        return self._preferred(call.untried)
+
+    def _again(self, call: Call, last: Upstream, now: float) -> Route | None:
         """A retry, at the provider that failed last or else at another that failed before."""
-        tried = sorted(call.failures, key=lambda site: site is not sending.site)
-        for site in tried:
-            error, verdict, _ = call.failures[site]
-            if call.spent(site) or site.tokens < 1 or (error.retry_after or 0) > self._retry.honour:
+        for upstream in sorted(call.failures, key=lambda each: each is not last):
+            failure = call.failures[upstream]
+            too_long = (failure.error.retry_after or 0) > self._retry.max_retry_after
+            if failure.is_final or too_long or upstream.retry_budget < 1:
                 continue
-            lane = site.lane(call.model, now)
-            if lane is None:
+            key = upstream.healthy_key(call.model, now)
+            if key is None:
                 continue
-            wait = 0.0  # an overloaded provider's callers all wait at its gate
-            if not verdict.throttled:
-                wait = max(verdict.wait, self._retry.wait(call.sent - 1, self._dice))
-            return site, lane, wait
+            wait = 0.0  # the callers of an overloaded provider all wait at its gate
+            if not failure.rule.throttled:
+                wait = max(failure.rule.wait, self._retry.backoff(call.begun - 1, self._rng))
+            return Route(upstream, key, wait, retry=True)
         return None
 
-    def _late(self, call: Call, error: APIError) -> APIError:
+    def _too_late(self, call: Call, error: APIError) -> APIError:
         late = timed_out(call.deadline, error.provider)
         late.provider, late.request_id, late.attempts = error.provider, error.request_id, tuple(call.attempts)
         late.retry_after, late.partial, late.committed = error.retry_after, error.partial, error.committed
-        late.maybe_billed = any(each.maybe_billed for each, _, _ in call.failures.values())
+        late.maybe_billed = any(failure.error.maybe_billed for failure in call.failures.values())
         return late
 
     def _final(self, call: Call, error: APIError) -> APIError:
         """The error itself, or, where several providers failed, one that holds each one's own."""
-        errors = [each for each, _, _ in call.failures.values()]
+        errors = [failure.error for failure in call.failures.values()]
         if len(errors) < 2 or error.committed or error.kind in _OURS:
             return error
         lines = [
@@ -515,48 +346,9 @@ class Router:
         final.errors = tuple(errors)
         return final
 
-    # -- hedging -----------------------------------------------------------------------------------------------------
+    # -- a hedge -------------------------------------------------------------------------------------------------------
 
-    def hedge(self, sending: Sending, now: float) -> tuple[Site, Lane, float] | None:
-        """Where, and after how long, a second attempt may be sent beside one that is slow to begin; None for not."""
-        self._calls += 1
-        delay = sending.site.slow_start(stream=sending.call.request.stream)
-        if delay is None or self._hedges + 1 > self._retry.hedge * self._calls:
-            return None
-        others = [site for site in sending.call.sites if site is not sending.site and site not in sending.call.failures]
-        found = self._healthy(sending.call, now, others, 0.0)
-        return None if found is None else (*found, delay)
-
-    def hedged(self) -> None:
-        """Note that a hedge is sent."""
-        self._hedges += 1
-
-    # -- telling -----------------------------------------------------------------------------------------------------
-
-    def statistics(self, now: float) -> Statistics:
-        """The state of all lanes."""
-        lanes = tuple(
-            LaneStatistics(
-                provider=site.provider.name,
-                key=lane.endpoint.secret.fingerprint,
-                in_flight=lane.gate.in_flight,
-                queued=lane.gate.queued,
-                bound=lane.gate.bound,
-                pause=lane.gate.pause_left(now),
-                breakers={model: breaker.state(now) for model, breaker in lane.breakers.items()},
-                retries=int(site.tokens),
-            )
-            for site in self.sites
-            for lane in site.lanes
-        )
-        return Statistics(
-            in_flight=sum(lane.in_flight for lane in lanes),
-            queued=sum(lane.queued for lane in lanes),
-            outcomes=dict(self.outcomes),
-            lanes=lanes,
-        )
-
-    @property
-    def endpoints(self) -> Sequence[Endpoint]:
-        """Of every lane."""
-        return [lane.endpoint for site in self.sites for lane in site.lanes]
+    def hedge(self, call: Call, upstream: Upstream, now: float) -> Route | None:
+        """Say where a second request may go beside one that is slow to begin; None for nowhere."""
+        others = [other for other in call.untried if other is not upstream]
+        return self._healthy(call, now, others, 0.0)

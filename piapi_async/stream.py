@@ -1,295 +1,80 @@
 """`ChatStream`: bytes → events → chunks → tokens → completion.
 
 `read_chunks` turns one exchange into batches of chunks, a batch for each read from the socket: the chunks that arrived
-together cost one step of a generator together. `Answer` joins them. `ChatStream` is what the caller holds; it consumes
-a source that the client makes, and knows nothing of the client.
+together cost one step of a generator together. `ChatStream` is what the caller holds; it consumes a source that
+`dispatch` makes, and knows nothing of the client.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Protocol, Self, TypeAlias, TypeVar, cast
+from typing import Generic, Protocol, Self, TypeAlias, TypeVar
 
-import msgspec
+import attrs
 
-from piapi_async.errors import (
-    APIConnectionError,
-    APIError,
-    APIResponseError,
-    Secret,
-    StreamTooLargeError,
-    StreamTruncatedError,
-)
-from piapi_async.models import (
-    ChatCompletion,
-    ChatCompletionChunk,
-    Choice,
-    FunctionCall,
-    Message,
-    ToolCall,
-    Usage,
-)
-from piapi_async.policy import Due
+from piapi_async.errors import APIConnectionError, APIError, Secret, StreamTooLargeError
+from piapi_async.models import ChatCompletion, ChatCompletionChunk
+from piapi_async.policy import Deadline
 from piapi_async.sse import ServerSentEvent, SSEDecoder
-from piapi_async.wire import (
-    ChunkDecoder,
-    WireChoice,
-    WireChunk,
-    WireCompletion,
-    WireDelta,
-    as_chunk,
-    decode_completion,
-)
+from piapi_async.wire import AnswerBuilder, ChunkDecoder, as_chunk, decode_completion
 
-__all__ = ["Answer", "ChatStream", "Restarted", "Timers", "read_chunks"]
+__all__ = ["ChatStream", "Restarted", "read_chunks"]
 
 T = TypeVar("T")
 
 
-# -- joining chunks --------------------------------------------------------------------------------------------------
-
-
-class _Call:
-    """A function call in the making."""
-
-    __slots__ = ("arguments", "id", "name", "type")
-
-    def __init__(self) -> None:
-        self.name = ""
-        self.arguments: list[str] = []
-        self.id: str | None = None
-        self.type: str | None = "function"
-
-    def add(self, fragment: FunctionCall) -> None:
-        if fragment.name != self.name:  # some servers repeat the name in every fragment
-            self.name += fragment.name
-        self.arguments.append(fragment.arguments)
-
-    def whole(self) -> FunctionCall:
-        return FunctionCall(self.name, "".join(self.arguments))
-
-
-class _Choice:
-    """One choice's message in the making."""
-
-    __slots__ = ("content", "finish_reason", "function_call", "logprobs", "role", "tools")
-
-    def __init__(self) -> None:
-        self.role = "assistant"
-        self.content: list[str] = []
-        self.finish_reason: str | None = None
-        self.function_call: _Call | None = None
-        self.tools: dict[int, _Call] = {}
-        self.logprobs: list[object] = []
-
-    def add_calls(self, delta: WireDelta) -> None:
-        if delta.function_call is not None:
-            self.function_call = self.function_call or _Call()
-            self.function_call.add(delta.function_call)
-        for fragment in delta.tool_calls or ():
-            call = self.tools.setdefault(self._place(fragment), _Call())
-            call.id = call.id or fragment.id
-            call.type = fragment.type or call.type
-            call.add(fragment.function)
-
-    def _place(self, fragment: ToolCall) -> int:
-        """The call that a fragment belongs to; without an index, by its id, else the one begun last."""
-        if fragment.index is not None:
-            return fragment.index
-        for index, call in self.tools.items():
-            if fragment.id is not None and call.id == fragment.id:
-                return index
-        last = max(self.tools, default=-1)
-        return last + 1 if fragment.id is not None or last < 0 else last
-
-    def whole(self, index: int) -> Choice:
-        tools = tuple(ToolCall(self.tools[i].whole(), self.tools[i].id, self.tools[i].type) for i in sorted(self.tools))
-        call = self.function_call.whole() if self.function_call else None
-        content = "".join(self.content)
-        message = Message(
-            self.role,
-            content if content or not (tools or call) else None,
-            function_call=call,
-            tool_calls=tools or None,
-        )
-        return Choice(index, message, self.finish_reason, _join_logprobs(self.logprobs))
-
-
-_NO_CHOICE = _Choice()
-"""Stands where there is none yet; nothing is ever added to it."""
-
-
-def _join_logprobs(parts: list[object]) -> object:
-    """Join `{"content": [...]}` of every chunk; anything else is handed on as it came."""
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    joined: dict[str, list[object]] = {}
-    for part in parts:
-        if not isinstance(part, dict):
-            return parts
-        for name, value in cast("dict[str, object]", part).items():
-            if isinstance(value, list):
-                joined.setdefault(name, []).extend(cast("list[object]", value))
-    return joined
-
-
-class Answer:
-    """The whole answer, joined from chunks as they come.
-
-    Attributes:
-        usage: Token counts, once a chunk brought them; a later null does not undo them.
-    """
-
-    __slots__ = ("_choices", "_created", "_id", "_last", "_model", "_place", "_seen", "usage")
-
-    def __init__(self) -> None:
-        self._choices: dict[int, _Choice] = {}
-        # The choice that the last chunk was for: looked at first. Where thousands of streams get a token in turn, each
-        # object that a token leads to is one that the processor has to fetch.
-        self._place: int | None = None
-        self._last = _NO_CHOICE
-        self._id = ""
-        self._created = 0
-        self._model = ""
-        self._seen = False
-        self.usage: Usage | None = None
-
-    @property
-    def text(self) -> str:
-        """Content of choice 0 so far."""
-        first = self._choices.get(0)
-        return "".join(first.content) if first else ""
-
-    @property
-    def begun(self) -> bool:
-        """Whether any chunk has come."""
-        return self._seen
-
-    @property
-    def has_content(self) -> bool:
-        """Whether any text, or fragment of a call, has come."""
-        return any(choice.content or choice.function_call or choice.tools for choice in self._choices.values())
-
-    def extend(self, chunks: Iterable[WireChunk]) -> None:
-        """Add chunks."""
-        for chunk in chunks:
-            if not self._seen or not self._model:
-                self._start(chunk)
-            for part in chunk.choices:
-                choice = self._last if part.index == self._place else self._choice(part.index)
-                delta = part.delta
-                if delta.content:
-                    choice.content.append(delta.content)
-                if part.finish_reason is not None:
-                    choice.finish_reason = part.finish_reason
-                if delta.role:
-                    choice.role = delta.role
-                if delta.function_call is not None or delta.tool_calls is not None:
-                    choice.add_calls(delta)
-                if part.logprobs is not None:
-                    choice.logprobs.append(part.logprobs)
-            if chunk.usage is not None:
-                self.usage = chunk.usage
-
-    def _choice(self, index: int) -> _Choice:
-        choice = self._choices.get(index)
-        if choice is None:
-            choice = self._choices[index] = _Choice()
-        self._place, self._last = index, choice
-        return choice
-
-    def _start(self, chunk: WireChunk) -> None:
-        self._seen = True
-        self._id = self._id or chunk.id or ""
-        self._created = self._created or chunk.created or 0
-        self._model = self._model or chunk.model or ""
-
-    def check_end(self, *, terminated: bool, broken: bool = False, require_finish_reason: bool = False) -> None:
-        """Say whether an ended stream is whole.
-
-        Args:
-            terminated: Whether a terminator came.
-            broken: Whether the connection broke off.
-            require_finish_reason: Whether a terminator alone is not enough.
-
-        Raises:
-            StreamTruncatedError: It is not.
-            APIResponseError: Nothing came at all.
-        """
-        if not self._seen and not broken:
-            raise APIResponseError("the stream ended without any event; try again", kind="empty", maybe_billed=True)
-        finished = bool(self._choices) and all(c.finish_reason is not None for c in self._choices.values())
-        if finished or (terminated and not require_finish_reason):
-            return
-        lacks = "a finish_reason" if terminated else "its terminator and a finish_reason"
-        raise StreamTruncatedError(f"the stream ended without {lacks}: the answer is cut; ask again", maybe_billed=True)
-
-    def whole(self, asked: str) -> WireCompletion:
-        """The answer as a completion; `asked` is the model to name when the stream named none."""
-        return WireCompletion(
-            id=self._id,
-            object="chat.completion",
-            created=self._created,
-            model=self._model or asked,
-            choices=tuple(self._choices[i].whole(i) for i in sorted(self._choices)),
-            usage=self.usage,
-        )
-
-
-# -- reading chunks --------------------------------------------------------------------------------------------------
+# -- reading chunks ----------------------------------------------------------------------------------------------------
 
 
 class Readable(Protocol):
     """What is read from: a `pool.Exchange`, or a test's stand-in."""
 
-    began: float
-    """When the last wait began."""
-
-    def read(self, due: Due) -> Awaitable[bytes]:
+    def read(self, deadline: Deadline) -> Awaitable[bytes]:
         """Return the bytes that have arrived, `b""` at the end."""
         ...
 
-    async def read_all(self, due: Due, start: bytes = b"") -> bytes:
-        """Return the rest of the body behind `start`."""
+    async def read_all(self, deadline: Deadline, start: bytes = b"") -> bytes:
+        """Return the whole body, `start` in front."""
         ...
-
-
-class Timers(msgspec.Struct, frozen=True, eq=False):
-    """The waits of one stream.
-
-    Attributes:
-        first_event: When the first event must be there.
-        progress: Seconds from one event to the next; None for never.
-        deadline: When the whole call must be over.
-    """
-
-    first_event: Due
-    progress: float | None
-    deadline: Due
 
 
 async def read_chunks(
     exchange: Readable,
-    answer: Answer,
-    timers: Timers,
+    builder: AnswerBuilder,
     *,
+    first_event: Deadline,
+    progress: float | None,
+    deadline: Deadline,
+    clock: Callable[[], float],
     secrets: Iterable[Secret] = (),
     require_finish_reason: bool = False,
-) -> AsyncGenerator[list[WireChunk], None]:
-    """Yield the chunks of one exchange, a list for each read, and add them to `answer`.
+) -> AsyncGenerator[list[ChatCompletionChunk], None]:
+    """Yield the chunks of one exchange, a list for each read, and add them to the answer that is being built.
 
     It returns only if the answer is whole. What follows a terminator is not looked at.
+
+    Args:
+        exchange: Where the bytes come from.
+        builder: What the chunks are added to.
+        first_event: When the first event must be there.
+        progress: Seconds from one event to the next, without the time that the caller takes; None for never.
+        deadline: When the whole call must be over.
+        clock: The time that the deadlines are of, in seconds.
+        secrets: Keys that must not appear in an error.
+        require_finish_reason: Whether a terminator alone does not make an answer whole.
 
     Raises:
         APIError: The stream broke off, stalled, held an error, or ended before it was whole.
     """
     events = SSEDecoder()
     decoder = ChunkDecoder(secrets)
-    due = timers.first_event
-    between = timers.deadline.each(timers.progress)  # for each wait from its own beginning
-    fresh, ended, broken = True, False, False
+    due = first_event
+    between_events = deadline.with_progress(progress)  # each wait counts from its own beginning
+    blank, ended, broken = True, False, False
     while not ended:
+        began = clock()
         try:
             data = await exchange.read(due)
         except APIConnectionError as error:
@@ -299,26 +84,41 @@ async def read_chunks(
             break
         if not data:
             break
-        if fresh and _is_document(data):
-            body = await exchange.read_all(due.each(timers.progress), data)
-            completion = decode_completion(body, secrets=secrets)
-            chunks, ended, failure = [_as_chunk(completion)], True, None
+        if blank and _is_document(data):
+            body = await exchange.read_all(due.with_progress(progress), data)
+            batch = _Batch([as_chunk(decode_completion(body, secrets=secrets))], ended=True)
         else:
-            chunks, ended, failure = _decode(events, decoder, data)
-        fresh = fresh and data.isspace()
-        if chunks:
-            answer.extend(chunks)
-            yield chunks
-            due = between
-        elif due is between:  # what came were comments, which don't count
-            due = timers.deadline.after(exchange.began, "progress", timers.progress)
-        del data, chunks  # else they stay while the next are waited for: 2.2 KiB a stream
+            batch = _decode(events, decoder, data)
+        blank = blank and data.isspace()
+        ended, failure = batch.ended, batch.failure
+        if batch.chunks:
+            builder.extend(batch.chunks)
+            yield batch.chunks
+            due = between_events
+        elif due is between_events:  # comments came, which don't count: the wait for the next event goes on
+            due = deadline.or_within(began, "progress", progress)
+        del data, batch  # else they stay in memory while the next bytes are waited for
         if failure is not None:
             raise failure
     if last := decoder.flush():
-        answer.extend([last])
+        builder.extend([last])
         yield [last]
-    answer.check_end(terminated=ended, broken=broken, require_finish_reason=require_finish_reason)
+    builder.check_end(terminated=ended, broken=broken, require_finish_reason=require_finish_reason)
+
+
+@attrs.define
+class _Batch:
+    """What one read brought.
+
+    Attributes:
+        chunks: The chunks in it.
+        ended: Whether a terminator was behind them.
+        failure: What is wrong behind them.
+    """
+
+    chunks: list[ChatCompletionChunk]
+    ended: bool = False
+    failure: APIError | None = None
 
 
 def _is_document(start: bytes) -> bool:
@@ -326,58 +126,32 @@ def _is_document(start: bytes) -> bool:
     return start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"<")
 
 
-def _decode(events: SSEDecoder, decoder: ChunkDecoder, data: bytes) -> tuple[list[WireChunk], bool, APIError | None]:
-    """Decode what arrived: the chunks in it, whether the stream has ended, and what is wrong behind the chunks."""
-    chunks: list[WireChunk] = []
-    decode = decoder.decode
-    failure: APIError | None = None
-    ready: Iterable[ServerSentEvent]
+def _decode(events: SSEDecoder, decoder: ChunkDecoder, data: bytes) -> _Batch:
+    batch = _Batch([])
+    ready: list[ServerSentEvent] = []
     try:
-        ready = events.feed(data)
+        events.feed_into(data, ready)
     except StreamTooLargeError as error:
-        failure, ready = error, error.events
-        failure.maybe_billed = True
+        error.maybe_billed = True
+        batch.failure = error
     try:
         for event in ready:
-            chunk = decode(event)
+            chunk = decoder.decode(event)
             if isinstance(chunk, str):  # "end"
-                return chunks, True, None
+                batch.ended, batch.failure = True, None
+                break
             if chunk is not None:
-                chunks.append(chunk)
+                batch.chunks.append(chunk)
     except APIError as error:
-        failure = error
-    return chunks, False, failure
+        batch.failure = error
+    return batch
 
 
-def _as_chunk(completion: WireCompletion) -> WireChunk:
-    """A whole completion as the only chunk of a stream."""
-    return WireChunk(
-        choices=tuple(
-            WireChoice(
-                choice.index,
-                WireDelta(
-                    choice.message.role,
-                    choice.message.text or None,
-                    choice.message.function_call,
-                    choice.message.tool_calls,
-                ),
-                choice.finish_reason,
-                choice.logprobs,
-            )
-            for choice in completion.choices
-        ),
-        id=completion.id,
-        object="chat.completion.chunk",
-        created=completion.created,
-        model=completion.model,
-        usage=completion.usage,
-    )
+# -- what the caller holds ---------------------------------------------------------------------------------------------
 
 
-# -- what the caller holds -------------------------------------------------------------------------------------------
-
-
-class Restarted(msgspec.Struct, frozen=True):
+@attrs.frozen(eq=False)
+class Restarted:
     """Comes out of `ChatStream.events` where an answer broke off and another one begins: forget the text so far.
 
     Attributes:
@@ -387,24 +161,27 @@ class Restarted(msgspec.Struct, frozen=True):
     error: APIError
 
 
-Source: TypeAlias = AsyncGenerator[list[WireChunk] | Restarted | ChatCompletion, None]
-"""What a `ChatStream` consumes: an empty list once the stream is open, lists of chunks, the whole completion last."""
+Source: TypeAlias = AsyncGenerator[list[ChatCompletionChunk] | Restarted | ChatCompletion, None]
+"""What a `ChatStream` consumes: a list of chunks (maybe empty) once the stream is open, more lists, the whole
+completion last; a `Restarted` where it begins anew."""
 
 
 class ChatStream:
     """A streamed answer: an async context manager, and an async iterator of the tokens of choice 0.
 
     Leaving the block closes the connection and frees its place. There is one consumer: a second iteration is a
-    `RuntimeError`.
+    `RuntimeError`. An iteration ends without an error only when the answer is whole: after one that failed, every
+    further read raises.
     """
 
     def __init__(self, source: Source, *, restarts: bool = False) -> None:
         self._source = source
         self._restarts = restarts
-        self._consumer: AsyncGenerator[object, None] | None = None
-        self._tokens: AsyncGenerator[str, None] | None = None
-        self._looping = False
+        self._began: list[ChatCompletionChunk] | Restarted | None = None
+        self._consumer: object | None = None
+        self._tokens: _Items[str] | None = None
         self._completion: ChatCompletion | None = None
+        self._failure: BaseException | None = None
         self._open = False
 
     async def __aenter__(self) -> Self:
@@ -416,55 +193,71 @@ class ChatStream:
         if self._open:
             raise RuntimeError("the stream is open already; call client.stream() again for another")
         self._open = True
-        await anext(self._source)
+        self._began = await self._pull()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._open = False
-        if self._consumer is not None:
-            await self._consumer.aclose()
         await self._source.aclose()
 
     def __aiter__(self) -> AsyncIterator[str]:
         self._check_no_restarts()
-        if self._tokens is None or self._looping:
-            self._tokens = self._consume(self._iterate_tokens())
-        self._looping = True
+        if self._tokens is not None and self._tokens.looped:
+            self._check_single_consumer()
+        self._tokens = self._tokens or self._consume(_tokens_of)
+        self._tokens.looped = True
         return self._tokens
 
     async def __anext__(self) -> str:
         self._check_no_restarts()
         if self._tokens is None:
-            self._tokens = self._consume(self._iterate_tokens())
+            self._tokens = self._consume(_tokens_of)
         return await anext(self._tokens)
 
     def chunks(self) -> AsyncIterator[ChatCompletionChunk]:
         """Iterate over whole chunks instead of tokens: all choices, fragments of calls, usage."""
         self._check_no_restarts()
-        return self._consume(self._iterate_chunks())
+        return self._consume(_chunks_of)
 
     def events(self) -> AsyncIterator[ChatCompletionChunk | Restarted]:
         """Iterate over whole chunks, and over the restarts of a stream that was asked for `on_interrupt="restart"`.
 
         A `Restarted` says that the text so far is void: another answer begins behind it.
         """
-        return self._consume(self._iterate_events())
+        return self._consume(_events_of)
 
     async def completion(self) -> ChatCompletion:
         """Drain what is left and return the whole answer, fragments joined for every choice, function and tool call.
 
         Raises:
-            APIError: The stream fails before its end.
+            APIError: The stream failed before its end.
         """
         self._check_open()
-        if self._completion is None:
-            async for item in self._source:
-                self._keep(item)
-        if self._completion is None:
-            raise RuntimeError("the stream has failed before; there is no whole answer")
+        while self._completion is None:
+            await self._pull()
         return self._completion
+
+    async def _pull(self) -> list[ChatCompletionChunk] | Restarted | None:
+        """Return what comes next from the source; None at the end of a whole answer."""
+        if self._began is not None:  # what came when the stream was opened
+            began, self._began = self._began, None
+            return began
+        if self._completion is not None:
+            return None
+        self._check_open()
+        if self._failure is not None:
+            raise RuntimeError(f"the stream has failed before, so there is no whole answer: {self._failure!r}")
+        try:
+            item = await anext(self._source)
+        except BaseException as error:
+            self._failure = error.with_traceback(None)
+            raise
+        if isinstance(item, ChatCompletion):
+            self._completion = item
+            return None
+        return item
 
     def _check_no_restarts(self) -> None:
         if self._restarts:
@@ -474,40 +267,57 @@ class ChatStream:
         if not self._open and self._completion is None:
             raise RuntimeError("the stream is not open; use it inside `async with client.stream(...) as stream:`")
 
-    def _consume(self, consumer: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        self._check_open()
+    def _check_single_consumer(self) -> None:
         if self._consumer is not None:
             raise RuntimeError("the stream has a consumer already; keep what you need in the first iteration")
-        self._consumer = consumer
-        return consumer
 
-    def _keep(self, item: list[WireChunk] | Restarted | ChatCompletion) -> list[WireChunk]:
-        if isinstance(item, list):
-            return item
-        if isinstance(item, ChatCompletion):
-            self._completion = item
-        return []
+    def _consume(self, select: Select[T]) -> _Items[T]:
+        self._check_open()
+        self._check_single_consumer()
+        items = _Items(self._pull, select)
+        self._consumer = items
+        return items
 
-    async def _iterate_tokens(self) -> AsyncGenerator[str, None]:
-        async for item in self._source:
-            tokens = [
-                content
-                for chunk in (item if type(item) is list else self._keep(item))
-                for choice in chunk.choices
-                if choice.index == 0 and (content := choice.delta.content)
-            ]
-            del item  # as in `read_chunks`
-            for token in tokens:
-                yield token
 
-    async def _iterate_events(self) -> AsyncGenerator[ChatCompletionChunk | Restarted, None]:
-        async for item in self._source:
-            if isinstance(item, Restarted):
-                yield item
-            for chunk in self._keep(item):
-                yield as_chunk(chunk)
+Select: TypeAlias = Callable[[list[ChatCompletionChunk] | Restarted], list[T]]
+"""What of a batch an iteration gives."""
 
-    async def _iterate_chunks(self) -> AsyncGenerator[ChatCompletionChunk, None]:
-        async for item in self._source:
-            for chunk in self._keep(item):
-                yield as_chunk(chunk)
+
+class _Items(Generic[T]):
+    """An iteration over a stream."""
+
+    def __init__(
+        self, pull: Callable[[], Awaitable[list[ChatCompletionChunk] | Restarted | None]], select: Select[T]
+    ) -> None:
+        self._pull = pull
+        self._select = select
+        self._ready: deque[T] = deque()
+        self.looped = False  # whether an `async for` has begun
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        while not self._ready:
+            batch = await self._pull()
+            if batch is None:
+                raise StopAsyncIteration
+            self._ready.extend(self._select(batch))
+        return self._ready.popleft()
+
+
+def _tokens_of(batch: list[ChatCompletionChunk] | Restarted) -> list[str]:
+    return [
+        choice.delta.content
+        for chunk in _chunks_of(batch)
+        for choice in chunk.choices
+        if choice.index == 0 and choice.delta.content
+    ]
+
+
+def _chunks_of(batch: list[ChatCompletionChunk] | Restarted) -> list[ChatCompletionChunk]:
+    return [] if isinstance(batch, Restarted) else batch
+
+
+def _events_of(batch: list[ChatCompletionChunk] | Restarted) -> list[ChatCompletionChunk | Restarted]:
+    return [batch] if isinstance(batch, Restarted) else [*batch]

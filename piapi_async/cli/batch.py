@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from piapi_async import BatchError, BatchQuote, BatchStatus, Client, LaneStatistics, run_batch
+from piapi_async import BatchError, BatchStatus, Client, KeyStatistics, run_batch
+from piapi_async.batch import BatchQuote
 from piapi_async.cli.terminal import make_table
 from piapi_async.errors import PiAPIError
 from piapi_async.models import ChatParams
@@ -194,7 +195,7 @@ class ProgressLine:
         """The line as it is now."""
         if self.status is None:
             return "reading"
-        return " · ".join(_parts(self.status, self._client.statistics().lanes))
+        return " · ".join(_parts(self.status, self._client.statistics().keys))
 
 
 def remarks(status: BatchStatus) -> Iterable[str]:
@@ -220,7 +221,7 @@ def _names(ids: Sequence[str]) -> str:
     return ", ".join(ids[:NAMED]) + rest
 
 
-def _parts(status: BatchStatus, lanes: Iterable[LaneStatistics]) -> Iterable[str]:
+def _parts(status: BatchStatus, keys: Iterable[KeyStatistics]) -> Iterable[str]:
     """What the line says, in 80 columns for most batches."""
     finished = status.done + status.failed - status.before
     yield f"{status.done:,} done" if status.total is None else f"{status.done:,} of {status.total:,} done"
@@ -229,7 +230,7 @@ def _parts(status: BatchStatus, lanes: Iterable[LaneStatistics]) -> Iterable[str
     yield f"{dollars(status.spent)}{_projected(status, finished)}"
     if status.pending and finished:
         yield f"{duration(status.pending * status.seconds / finished)} left"
-    yield ", ".join(f"{lane.provider} {health(lane)}" for lane in lanes)
+    yield ", ".join(f"{key.provider} {health(key)}" for key in keys)
 
 
 def _pace(status: BatchStatus) -> float:
@@ -244,13 +245,13 @@ def _projected(status: BatchStatus, finished: int) -> str:
     return f" of ~{dollars(status.spent + status.spent / status.done * status.pending)}"
 
 
-def health(lane: LaneStatistics) -> str:
+def health(key: KeyStatistics) -> str:
     """How a provider does, in a word."""
-    if "open" in lane.breakers.values():
+    if "open" in key.breakers.values():
         return "down"
-    if lane.pause > 0:
-        return f"pauses {duration(lane.pause)}"
-    return "on trial" if "half-open" in lane.breakers.values() else "ok"
+    if key.pause > 0:
+        return f"pauses {duration(key.pause)}"
+    return "on trial" if "half-open" in key.breakers.values() else "ok"
 
 
 def dollars(amount: Decimal) -> str:

@@ -209,7 +209,7 @@ async def run(
     asyncio.get_running_loop().slow_callback_duration = SLOW_STEP
     asked = load_questions(questions)
     async with _connect(console, live, base_url, model, concurrency, backups) as (client, server):
-        tally = Tally(Counter({lane.provider: 0 for lane in client.statistics().lanes}))
+        tally = Tally(Counter({key.provider: 0 for key in client.statistics().keys}))
         await _await_one(console, client, asked[0])
         await _stream_one(console, client, asked[-1])
         await _sample_streams(console, client, asked[:SAMPLES], tally)

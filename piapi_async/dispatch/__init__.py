@@ -1,0 +1,16 @@
+"""Carries out what `route` decides: attempts as context managers, waits, hedges.
+
+attempt     one attempt, and all that belongs to it
+hedge       two attempts that stand for one
+dispatcher  one attempt after another, until one answers
+statistics  the state of it all
+"""
+
+from __future__ import annotations
+
+from piapi_async.dispatch.attempt import AttemptInFlight
+from piapi_async.dispatch.dispatcher import Dispatcher, StreamItem
+from piapi_async.dispatch.hedge import HedgedAttempt
+from piapi_async.dispatch.statistics import KeyStatistics, Statistics
+
+__all__ = ["AttemptInFlight", "Dispatcher", "HedgedAttempt", "KeyStatistics", "Statistics", "StreamItem"]

@@ -1,0 +1,413 @@
+"""One attempt of a call, as a context manager that owns all that belongs to it.
+
+Entering waits where the router says, reserves the money, passes the gate and begins the breaker's count. Leaving, by
+whatever way, gives all of it back, books what came, and puts the attempt on record. Leaving never waits, so nothing
+stays behind wherever a caller is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from piapi_async.billing import Account
+from piapi_async.breaker import Breaker
+from piapi_async.errors import APIConnectionError, APIError, APIStatusError, NotFoundError
+from piapi_async.models import Attempt, ChatCompletion, ChatCompletionChunk, Usage
+from piapi_async.policy import Deadline, retry_rule, wants_new_connection
+from piapi_async.pool import Exchange
+from piapi_async.route import Call, Failure, Route, Upstream, UpstreamKey
+from piapi_async.stream import read_chunks
+from piapi_async.wire import (
+    PAUSE_CAP,
+    AnswerBuilder,
+    decode_completion,
+    encode_request,
+    error_from_response,
+    read_pause,
+    read_request_id,
+    read_retry_after,
+    read_should_retry,
+    request_headers,
+)
+
+if TYPE_CHECKING:
+    from piapi_async.dispatch.dispatcher import Dispatcher
+
+ERROR_BODY_SECONDS = 5.0
+"""How long the body of an error status may take; what has come by then must do (ours)."""
+
+
+class AttemptInFlight:
+    """One attempt of a call.
+
+    Attributes:
+        call: What it belongs to.
+        upstream: The provider, once it is entered.
+        key: Which of its keys.
+        first_event: Seconds from its begin to the first event of a stream, once that came.
+
+    Args:
+        dispatcher: Who carries it out.
+        call: What it belongs to.
+    """
+
+    upstream: Upstream
+    key: UpstreamKey
+
+    def __init__(self, dispatcher: Dispatcher, call: Call) -> None:
+        self.call = call
+        self.first_event: float | None = None
+        self._dispatcher = dispatcher
+        self._reserved: int | None = None
+        self._breaker: Breaker | None = None
+        self._began = 0.0
+        self._probe = False  # whether the breaker waits to be told how it ended
+        self._proved = False  # whether a probe's first event has told the breaker already
+        self._sent = False
+        self._exchange: Exchange | None = None
+        self._request_id: str | None = None
+        self._builder: AnswerBuilder | None = None
+        self._batches: AsyncGenerator[list[ChatCompletionChunk], None] | None = None
+        self._completion: ChatCompletion | None = None
+        self._tokens: tuple[int, int] = (0, 0)  # of prompt and answer, as counted or estimated
+        self._ended = False
+
+    # -- entering ------------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        call, dispatcher = self.call, self._dispatcher
+        now = dispatcher.clock()
+        if call.failures:
+            route = dispatcher.router.after_failure(call, now)
+            route.upstream.retry_budget -= route.retry
+            if route.wait:
+                await asyncio.sleep(route.wait)
+                now = dispatcher.clock()
+        else:
+            route = dispatcher.router.choose(call, now)
+        self._reserve()
+        try:
+            await self._pass_gate(route, now)
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def try_enter(self, route: Route, now: float) -> bool:
+        """Enter without any wait, at one provider and no other, and say whether that was possible.
+
+        Raises:
+            BudgetExceededError: The budget has no room for it.
+        """
+        self._reserve()
+        if not route.key.gate.try_enter(self.call.tokens, now):
+            self._release()
+            return False
+        self._begin(route, now)
+        return True
+
+    def _reserve(self) -> None:
+        worst = self.call.worst
+        if worst is not None:
+            self._dispatcher.books.reserve(worst)
+            self._reserved = worst
+
+    def _release(self) -> None:
+        if self._reserved is not None:
+            self._dispatcher.books.release(self._reserved)
+            self._reserved = None
+
+    async def _pass_gate(self, route: Route, now: float) -> None:
+        """Wait for a place. What was healthy when the call began to wait may not be so when its turn comes."""
+        call, router = self.call, self._dispatcher.router
+        while True:
+            call.panic = call.panic or route.panic
+            gate = route.key.gate
+            entered = gate.try_enter(call.tokens, now)
+            if not entered:
+                began = now
+                deadline = call.deadline.or_within(now, "pool", self._dispatcher.timeout.pool)
+                try:
+                    entered = await gate.enter(deadline, call.tokens, router.max_pause(call, route.upstream, now))
+                except APIError as error:
+                    failure = error.with_traceback(None)
+                    break
+                now = self._dispatcher.clock()
+            if entered and (call.panic or route.key.admits(call.model, now)):
+                self._begin(route, now)
+                return
+            if entered:
+                gate.leave()
+            route = router.choose(call, now)
+        self._turn_away(route, began, failure)
+        raise failure
+
+    def _turn_away(self, route: Route, began: float, error: APIError) -> None:
+        """Note that the call gave up at the gate; that says nothing about the provider."""
+        self._began, self.upstream, self.key = began, route.upstream, route.key
+        self._record(self._dispatcher.clock(), error.kind)
+        error.provider = route.upstream.provider.name
+        error.attempts = tuple(self.call.attempts)
+
+    def _begin(self, route: Route, now: float) -> None:
+        call, upstream = self.call, route.upstream
+        self.upstream, self.key, self._began = upstream, route.key, now
+        self._breaker = route.key.breaker(call.model)
+        self._probe = self._breaker.start(now)
+        call.begun += 1
+        retry = self._dispatcher.retry
+        if upstream.retry_budget < retry.budget and upstream not in call.failures:
+            upstream.retry_budget = min(retry.budget, upstream.retry_budget + retry.budget_ratio)
+
+    # -- sending and reading -------------------------------------------------------------------------------------------
+
+    async def complete(self) -> ChatCompletion:
+        """Ask, and return the whole answer; leaving fills in what it cost and how it was got."""
+        timeout = self._dispatcher.timeout
+        deadline = self.call.deadline.or_within(self._began, "total", timeout.total, timeout.progress)
+        exchange = await self._send(deadline)
+        body = await exchange.read_all(deadline)
+        return self._accept(decode_completion(body, asked=self.call.model, secrets=self.upstream.provider.api_key))
+
+    async def open_stream(self) -> list[ChatCompletionChunk]:
+        """Ask for a stream, and return the chunks that have been read of it: none yet; `batches` has them all."""
+        call, dispatcher = self.call, self._dispatcher
+        deadline = call.deadline.or_within(self._began, "first_event", dispatcher.timeout.first_event_of(call.model))
+        exchange = await self._send(deadline)
+        self._builder = AnswerBuilder()
+        self._batches = read_chunks(
+            exchange,
+            self._builder,
+            first_event=deadline,
+            progress=dispatcher.timeout.progress,
+            deadline=call.deadline,
+            clock=dispatcher.clock,
+            secrets=self.upstream.provider.api_key,
+            require_finish_reason=dispatcher.require_finish_reason,
+        )
+        return []
+
+    @property
+    def batches(self) -> AsyncGenerator[list[ChatCompletionChunk], None]:
+        """The chunks of an open stream, a list for each read."""
+        assert self._batches is not None  # noqa: S101  # open_stream has set it
+        return self._batches
+
+    def note_first_event(self) -> None:
+        """Note the first event of a stream: a provider on probation has then shown what it was asked to show."""
+        now = self._dispatcher.clock()
+        self.first_event = now - self._began
+        if self._probe and self._breaker is not None:
+            self._probe = False
+            self._proved = True
+            self._breaker.record(now, True, True, self._began)
+
+    def finish_stream(self) -> ChatCompletion:
+        """Return the whole answer of a stream that has ended well; leaving fills in the rest."""
+        assert self._exchange is not None  # noqa: S101  # open_stream has set both
+        assert self._builder is not None  # noqa: S101
+        self._exchange.finish()
+        return self._accept(self._builder.build(self.call.model))
+
+    def _accept(self, completion: ChatCompletion) -> ChatCompletion:
+        """Count the tokens of a good answer. The caller's tokenizer may raise, so this comes before leaving."""
+        usage, billing = completion.usage, self._dispatcher.billing
+        if usage is not None:
+            self._tokens = usage.prompt_tokens, usage.completion_tokens
+        else:
+            answers = (choice.message for choice in completion.choices)
+            self._tokens = billing.estimate(self.call.request.messages), billing.estimate(answers)
+        self._completion = completion
+        return completion
+
+    async def _send(self, deadline: Deadline) -> Exchange:
+        """Send the request; once more, on a new connection, when a kept one turns out to be closed."""
+        call, provider = self.call, self.upstream.provider
+        body = encode_request(call.request, provider.name_of(call.model), include_usage=provider.stream_usage)
+        exchange = None
+        while exchange is None:
+            if call.on_send is not None:
+                call.on_send()
+            call.sent += 1
+            headers = request_headers(call.idempotency_key, call.sent, stream=call.request.stream)
+            try:
+                exchange = await self._dispatcher.transport.send(
+                    self.key.endpoint, body, headers, deadline, on_sent=self._note_sent, fresh=call.fresh
+                )
+            except APIConnectionError as error:
+                if error.kind != "stale" or call.resent:
+                    raise
+                now = self._dispatcher.clock()
+                self._record(now, "stale")
+                self._began = now
+                call.resent = call.fresh = True
+        self._sent = True
+        self._exchange = exchange
+        self._request_id = read_request_id(exchange.headers, provider.api_key)
+        if exchange.status != 200:
+            raise await self._read_error(exchange, deadline)
+        pause = read_pause(exchange.headers)
+        if pause:  # a good answer, and the last one for a while
+            self.key.gate.pause(pause, PAUSE_CAP)
+        return exchange
+
+    def _note_sent(self) -> None:
+        self._sent = True
+
+    async def _read_error(self, exchange: Exchange, deadline: Deadline) -> APIError:
+        call, provider = self.call, self.upstream.provider
+        body = b""
+        with suppress(APIError):  # a broken body takes nothing from the status
+            now = self._dispatcher.clock()
+            body = await exchange.read_start(deadline.or_within(now, "progress", ERROR_BODY_SECONDS))
+        error = error_from_response(
+            exchange.status,
+            body,
+            content_type=exchange.headers.get("content-type", ""),
+            location=exchange.headers.get("location"),
+            secrets=provider.api_key,
+        )
+        error.retry_after = read_retry_after(exchange.headers)
+        near = self._dispatcher.billing.suggest(call.model, provider)
+        if isinstance(error, NotFoundError) and near:
+            error.args = (f"{error}; did you mean {near!r}?",)
+        return error
+
+    # -- leaving -------------------------------------------------------------------------------------------------------
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self.end(error)
+        if self._batches is not None:
+            await self._batches.aclose()
+        return isinstance(error, APIError)  # what follows it, the next attempt asks the router
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Give everything back, once.
+
+        Args:
+            error: What ended it: an `APIError` is the provider's failure; anything else, or None where there is no
+                answer, says nothing about the provider.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        now = self._dispatcher.clock()
+        if isinstance(error, APIError):
+            self._fail(error, now)
+        elif self._completion is not None and error is None:
+            self._succeed(self._completion, now)
+        else:
+            self._abandon(now)
+
+    def _succeed(self, completion: ChatCompletion, now: float) -> None:
+        usage, gate, dispatcher = completion.usage, self.key.gate, self._dispatcher
+        self._leave(now, good=True)
+        completion.cost = dispatcher.billing.book(
+            self._account(), self._reserved, *self._tokens, estimated=usage is None
+        )
+        completion.cost_estimated = usage is None
+        self._record(now, "ok", usage)
+        completion.provider = self.upstream.provider.name
+        completion.attempts = tuple(self.call.attempts)
+        completion.request_id = self._request_id
+        gate.widen()
+        if gate.counts_tokens and usage is not None:
+            gate.correct_tokens(self.call.tokens, usage.total_tokens)
+        if dispatcher.retry.hedge:
+            took = now - self._began if self.first_event is None else self.first_event
+            self.upstream.starts[self.first_event is not None].append(took)
+
+    def _fail(self, error: APIError, now: float) -> None:
+        """Note a failure, and tell the error what only the attempt knows."""
+        call, headers = self.call, {} if self._exchange is None else self._exchange.headers
+        rule = retry_rule(
+            error,
+            failover_on_auth=self._dispatcher.retry.failover_on_auth,
+            should_retry=read_should_retry(headers),
+        )
+        self._leave(now, good=False if rule.unhealthy else None)
+        if self._builder is not None:
+            error.partial, error.committed = self._builder.text, self._builder.has_content
+            error.maybe_billed = error.maybe_billed or self._builder.begun
+        error.maybe_billed = error.maybe_billed and self._sent
+        self._settle(billed=error.maybe_billed)
+        self._record(now, error.kind)
+        error.provider, error.request_id = self.upstream.provider.name, self._request_id
+        error.attempts = tuple(call.attempts)
+        before = call.failures.pop(self.upstream, None)
+        times = 1 if before is None else before.times + 1
+        failure = Failure(error.with_traceback(None), rule, times, self.key, self._began)
+        call.failures[self.upstream] = failure
+        call.interrupted = error if error.committed else call.interrupted
+        call.fresh = wants_new_connection(error)
+        self._cool_down(failure, read_pause(headers, refused=self._status == 429))
+        if rule.out_of_credit:
+            self.upstream.off_until = now + self._dispatcher.retry.quota_cool_down
+
+    def _abandon(self, now: float) -> None:
+        """Note that the caller left, or its own code raised, or that the other of two hedged attempts won."""
+        self._leave(now, good=None)
+        self._settle(billed=self._sent)
+        self._record(now, "cancelled")
+
+    def _leave(self, now: float, *, good: bool | None) -> None:
+        """Give the place back, end the breaker's count, and close what is not finished."""
+        if self._exchange is not None and not good:
+            self._exchange.close()
+        if self._breaker is not None:
+            self._breaker.record(now, None if self._proved and good else good, self._probe, self._began)
+        self.key.gate.leave()
+
+    def _settle(self, *, billed: bool) -> None:
+        """Keep or release what was reserved, for an attempt without an answer."""
+        if billed:
+            call, provider = self.call, self.upstream.provider
+            self._dispatcher.billing.keep(self._account(), self._reserved, call.request, call.model, provider)
+        else:
+            self._release()
+
+    def _account(self) -> Account:
+        accounts, model = self.upstream.accounts, self.call.model
+        account = accounts.get(model)
+        if account is None:
+            account = accounts[model] = self._dispatcher.billing.account(self.upstream.provider, model)
+        return account
+
+    def _cool_down(self, failure: Failure, pause: float) -> None:
+        """Make all callers of a key wait for as long as one of them was told to."""
+        retry, gate, error = self._dispatcher.retry, self.key.gate, failure.error
+        seconds = error.retry_after
+        if seconds is None:
+            seconds = pause
+            if failure.rule.throttled and not seconds:
+                seconds = retry.backoff(failure.times - 1, self.key.rng, throttled=True)
+        if failure.rule.throttled and isinstance(error, APIStatusError) and error.status_code == 429:
+            gate.throttle(seconds, retry.max_cool_down)
+        elif seconds:
+            gate.pause(seconds, retry.max_cool_down)
+
+    @property
+    def _status(self) -> int | None:
+        return None if self._exchange is None else self._exchange.status
+
+    def _record(self, now: float, kind: str, usage: Usage | None = None) -> None:
+        self._dispatcher.outcomes[kind] += 1
+        self.call.attempts.append(
+            Attempt(
+                self.upstream.provider.name,
+                self.key.endpoint.secret.fingerprint,
+                self._status,
+                kind,
+                self._began - self.call.began,
+                now - self._began,
+                self.first_event,
+                self._request_id,
+                usage,
+            )
+        )

@@ -1,0 +1,211 @@
+"""Answers, whole and in chunks, and the record of how they were got.
+
+The classes have no slots, as msgspec and attrs both fill instances without slots faster. Those that the client
+completes after decoding (`ChatCompletion`, `ChatCompletionChunk`) can be assigned to; the others are frozen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from decimal import Decimal
+from typing import TypeAlias, cast
+
+import attrs
+
+from piapi_async.models.messages import FunctionCall, Message, ToolCall
+
+Raw: TypeAlias = dict[str, object]
+"""A provider's JSON object, as it was sent."""
+
+
+def _parse_int(digits: str) -> int | str:
+    """Python refuses to convert more than 4,300 digits; they stay text."""
+    return int(digits) if len(digits) < 4300 else digits
+
+
+def _parse_float(digits: str) -> float | str:
+    """Python makes 1e999 infinite, which JSON has no word for; it stays text."""
+    value = float(digits)
+    return digits if math.isinf(value) else value
+
+
+def _parse_raw(text: str) -> Raw:
+    return cast("Raw", json.loads(text, parse_int=_parse_int, parse_float=_parse_float, parse_constant=str))
+
+
+@attrs.frozen(slots=False)
+class Usage:
+    """Tokens counted by the provider: 0 or more of each kind, and their sum. `wire` drops a count that can't be one."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+@attrs.frozen(slots=False)
+class Choice:
+    """One of the `n` answers.
+
+    Attributes:
+        index: 0 to n - 1.
+        message: The answer.
+        finish_reason: `"stop"`, `"length"`, `"content_filter"`, `"function_call"`, `"tool_calls"`, another word that
+            the provider sent, or None when it sent none.
+        logprobs: As sent.
+    """
+
+    index: int
+    message: Message
+    finish_reason: str | None = None
+    logprobs: object = None
+
+
+@attrs.frozen(slots=False)
+class Delta:
+    """What a chunk adds to a choice's message."""
+
+    role: str | None = None
+    content: str | None = None
+    function_call: FunctionCall | None = None
+    tool_calls: tuple[ToolCall, ...] | None = None
+
+
+@attrs.frozen(slots=False)
+class ChunkChoice:
+    """What a chunk adds to one choice."""
+
+    index: int
+    delta: Delta = Delta()
+    finish_reason: str | None = None
+    logprobs: object = None
+
+
+@attrs.define(slots=False)
+class ChatCompletionChunk:
+    """One event of a stream.
+
+    Attributes:
+        choices: What is added, for each choice that the chunk touches; empty in a chunk that has usage only.
+        id: As sent; some servers change it from chunk to chunk.
+        object: `"chat.completion.chunk"`.
+        created: Seconds since 1970, UTC.
+        model: The model that answers.
+        usage: Token counts, in one chunk near the end, if asked for.
+        data: The event's text, from which `raw` is read.
+    """
+
+    choices: tuple[ChunkChoice, ...] = ()
+    id: str | None = None
+    object: str | None = None
+    created: int | None = None
+    model: str | None = None
+    usage: Usage | None = None
+    data: str = attrs.field(default="{}", repr=False, eq=False)
+
+    @property
+    def text(self) -> str:
+        """What is added to the content of choice 0, `""` for nothing."""
+        return "".join(choice.delta.content or "" for choice in self.choices if choice.index == 0)
+
+    @property
+    def raw(self) -> Raw:
+        """The provider's JSON object, nothing dropped; parsed anew at each access."""
+        return _parse_raw(self.data)
+
+
+@attrs.frozen
+class Attempt:
+    """One request that a call sent, or tried to send.
+
+    Attributes:
+        provider: Name of the provider.
+        key: Fingerprint of the API key, at most its last 4 characters.
+        status: HTTP status, if an answer began.
+        kind: `"ok"`, `"cancelled"` when the caller left or a hedge was quicker, or what failed (`APIError.kind`).
+        started: Seconds after the call began.
+        latency: Seconds from start to end of this attempt.
+        time_to_first_token: Seconds from start to the first event of a stream, if one came.
+        request_id: The provider's id of the request, if it gave one.
+        usage: Tokens, if the provider counted them.
+    """
+
+    provider: str
+    key: str
+    status: int | None = None
+    kind: str = "ok"
+    started: float = 0.0
+    latency: float = 0.0
+    time_to_first_token: float | None = None
+    request_id: str | None = None
+    usage: Usage | None = None
+
+
+def _as_json(_: object, __: object, value: object) -> object:
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    return list(cast("tuple[object, ...]", value)) if isinstance(value, tuple) else value
+
+
+@attrs.define(slots=False)
+class ChatCompletion:
+    """A whole answer.
+
+    Attributes:
+        id: As sent, `""` if none was; not unique with every server.
+        object: `"chat.completion"`.
+        created: Seconds since 1970, UTC; 0 if none was sent.
+        model: The model that answered, which may differ from the one asked.
+        choices: At least one; none only of a stream that sent nothing but usage.
+        usage: Token counts; None when none, or impossible ones, were sent.
+        cost: US dollars; None when the price is unknown, never 0 for that.
+        cost_estimated: Whether the cost rests on an estimate of the tokens.
+        provider: Name of the provider that answered.
+        attempts: Every request that the call sent or tried to send, in order.
+        request_id: The provider's id of the request, for its support.
+        body: The bytes of the answer, from which `raw` is read; empty for a stream's.
+    """
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: tuple[Choice, ...]
+    usage: Usage | None = None
+    cost: Decimal | None = None
+    cost_estimated: bool = False
+    provider: str = ""
+    attempts: tuple[Attempt, ...] = ()
+    request_id: str | None = None
+    body: bytes = attrs.field(default=b"", repr=False, eq=False)
+
+    @property
+    def text(self) -> str:
+        """Content of choice 0, `""` if it has none; the text parts joined where content is a list of parts."""
+        return self.choices[0].message.text if self.choices else ""
+
+    @property
+    def finish_reason(self) -> str | None:
+        """`finish_reason` of choice 0."""
+        return self.choices[0].finish_reason if self.choices else None
+
+    @property
+    def raw(self) -> Raw:
+        """The provider's JSON object, nothing dropped; parsed anew at each access. A stream's is joined from its chunks."""
+        if self.body:
+            return _parse_raw(self.body.decode("utf-8", "replace"))
+        names = ("id", "object", "created", "model", "choices", "usage")
+        return {name: value for name, value in self.to_dict().items() if name in names}
+
+    def to_dict(self) -> Raw:
+        """Return all fields as plain JSON values, attempts included.
+
+        The cost is text, such as `"0.000123"`, as JSON's numbers can't hold it exactly. The body is left out: see `raw`.
+        """
+        keep = attrs.filters.exclude(attrs.fields(ChatCompletion).body)
+        return attrs.asdict(self, filter=keep, value_serializer=_as_json)
+
+    def _repr_markdown_(self) -> str:
+        """Show the answer in a notebook, with what it cost below."""
+        cost = "" if self.cost is None else f" · ${self.cost:f}"
+        return f"{self.text}\n\n*{self.model} · {self.provider}{cost}*"

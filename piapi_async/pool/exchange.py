@@ -1,0 +1,221 @@
+"""One request on an aiohttp session, and its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import zlib
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+import aiohttp
+
+from piapi_async.errors import APIResponseError, StreamTooLargeError
+from piapi_async.policy import NEVER, Deadline
+from piapi_async.pool.foreign import FOREIGN, closed, translate
+from piapi_async.pool.timer import WaitTimer
+from piapi_async.wire import Headers
+
+if TYPE_CHECKING:
+    from piapi_async.pool.session import EndpointSession
+
+MAX_BODY_BYTES = 16 << 20
+"""Largest body, decoded, that is taken for an answer (16 MiB: a hundred times the longest; ours)."""
+
+INFLATED_PIECE = 1 << 20
+"""Most bytes that one read of a compressed body gives (ours)."""
+
+
+class Inflate(Protocol):
+    """What `zlib.decompressobj` makes, whose class has no public name."""
+
+    @property
+    def unconsumed_tail(self) -> bytes:
+        """Input that the last call did not get to."""
+        ...
+
+    @property
+    def eof(self) -> bool:
+        """Whether the end of the compressed data has come."""
+        ...
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes:
+        """Return at most `max_length` bytes of what `data` stands for."""
+        ...
+
+
+class SessionExchange:
+    """An `Exchange` on a session of the pool.
+
+    Attributes:
+        due: When the present wait ends in a timeout, for `WaitTimer`.
+        expired: Whether one did.
+        reused: Whether the request went out on a kept connection.
+        sent: Whether the request began to go out.
+        made: The socket made for it; None while there is none, and where a kept connection is used.
+
+    Args:
+        session: What it belongs to.
+        timer: What ends its waits.
+        on_sent: Called when the request begins to go out.
+        due: When the answer's headers must be there.
+    """
+
+    def __init__(self, session: EndpointSession, timer: WaitTimer, on_sent: Callable[[], None], due: float) -> None:
+        self.status = 0
+        self.headers: Headers = {}
+        self.due = due
+        self.expired = False
+        self.reused = False
+        self.sent = False
+        self.made: socket.socket | None = None
+        self.response: aiohttp.ClientResponse | None = None
+        self._session = session
+        self._timer = timer
+        self._on_sent = on_sent
+        self._task = asyncio.current_task()
+        self._cancelling = 0 if self._task is None else self._task.cancelling()
+        self._content = aiohttp.EMPTY_PAYLOAD
+        self._inflate: Inflate | None = None
+
+    # -- before the answer ---------------------------------------------------------------------------------------------
+
+    def note_sent(self) -> None:
+        """Note that the request begins to go out."""
+        self.sent = True
+        self._on_sent()
+
+    def answer(self, response: aiohttp.ClientResponse) -> None:
+        """Note that the answer begins."""
+        self.response = response
+        self._content = response.content
+        self.status = response.status
+        self.headers = _copy(response)
+        encoding = self.headers.get("content-encoding")
+        if encoding is not None and encoding.lower() != "identity":
+            self._inflate = zlib.decompressobj(wbits=47)  # 47: zlib or gzip, as it comes
+
+    def expire(self, due: float) -> None:
+        """End the wait, if it is still the one that was due: by a cancellation, or by closing the answer."""
+        if self.due == due and not self.expired:
+            self.expired = True
+            if self.response is not None:
+                self.response.close()
+            elif self._task is not None:
+                self._task.cancel()
+
+    def cancelled_itself(self) -> bool:
+        """Whether a `CancelledError` is this exchange's own; takes the cancellation back if so."""
+        return self.expired and self._task is not None and self._task.uncancel() <= self._cancelling
+
+    def abort(self) -> None:
+        """End a connection now; closing it as aiohttp does waits until what is left of the body is written."""
+        if self.made is not None:
+            with suppress(OSError):
+                self.made.shutdown(socket.SHUT_RDWR)
+
+    # -- the body ------------------------------------------------------------------------------------------------------
+
+    def read(self, deadline: Deadline) -> Awaitable[bytes]:
+        """Return the bytes that have arrived, at least one, or `b""` at the end of the body.
+
+        Raises:
+            APITimeoutError: The deadline came first.
+            APIConnectionError: The body broke off.
+            APIResponseError: Its content encoding is broken.
+        """
+        return self._read(deadline) if self._inflate is None else self._read_inflated(deadline, self._inflate)
+
+    async def _read(self, deadline: Deadline) -> bytes:
+        failure: BaseException
+        began = self._session.time()
+        try:
+            self.due = deadline.of_a_wait(began)
+            self._timer.ring_by(self.due)
+            return await self._content.readany()
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        except FOREIGN as error:
+            failure = error
+        finally:
+            self.due = NEVER
+        self.close()
+        if self.expired:
+            raise self._session.timed_out(deadline.or_within(began, "progress", deadline.progress))
+        if self._session.closed:
+            raise closed(self._session.host, sent=True)
+        raise translate(failure, self._session.host, in_body=True)
+
+    async def _read_inflated(self, deadline: Deadline, inflate: Inflate) -> bytes:
+        """Undo a content encoding that nobody asked for, in pieces, so that a small body can't fill the memory."""
+        for_all = deadline.or_within(self._session.time(), "progress", deadline.progress)
+        while data := inflate.unconsumed_tail or await self._read(for_all):
+            try:
+                plain = inflate.decompress(data, INFLATED_PIECE)
+            except zlib.error:
+                break
+            if plain:
+                return plain
+        if not data and inflate.eof:
+            return b""
+        self.close()
+        raise APIResponseError(
+            f"{self._session.host}'s answer has a broken or unknown content encoding; it was asked for none",
+            kind="encoding",
+            maybe_billed=True,
+        )
+
+    async def read_all(self, deadline: Deadline, start: bytes = b"") -> bytes:
+        """Return the whole body, and give its connection back.
+
+        Args:
+            deadline: When it must be there.
+            start: What has been read of it before.
+
+        Raises:
+            StreamTooLargeError: It is larger than `MAX_BODY_BYTES`, content encoding undone.
+            APIError: As `read`.
+        """
+        pieces = [start]
+        size = len(start)
+        while size <= MAX_BODY_BYTES and (piece := await self.read(deadline)):
+            pieces.append(piece)
+            size += len(piece)
+        if size <= MAX_BODY_BYTES:
+            self.finish()
+            return b"".join(pieces)
+        self.close()
+        raise StreamTooLargeError(
+            f"{self._session.host} answered with more than {MAX_BODY_BYTES:,} bytes; ask for a shorter answer",
+            maybe_billed=True,
+        )
+
+    async def read_start(self, deadline: Deadline, limit: int = 1 << 16) -> bytes:
+        """Return the body's first `limit` bytes, or a little more, and end the exchange."""
+        data = b""
+        while len(data) < limit:
+            piece = await self.read(deadline)
+            if not piece:
+                break
+            data += piece
+        self.finish()
+        return data
+
+    def finish(self) -> None:
+        """End a body that has been read as far as it matters, and keep its connection if it ends by itself soon."""
+        self._session.end(self, keep=True)
+
+    def close(self) -> None:
+        """Close the connection, now."""
+        self._session.end(self, keep=False)
+
+
+def _copy(response: aiohttp.ClientResponse) -> Headers:
+    """Copy headers out of aiohttp's own mapping; what came more than once is joined by line ends."""
+    headers: dict[str, str] = {}
+    for name, value in response.headers.items():
+        key = name.lower()
+        headers[key] = f"{headers[key]}\n{value}" if key in headers else value
+    return headers

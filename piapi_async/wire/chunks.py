@@ -1,0 +1,171 @@
+"""The events of a stream → `ChatCompletionChunk`s."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Literal, TypeAlias, cast
+
+from piapi_async.errors import Secret
+from piapi_async.models import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChunkChoice,
+    Delta,
+    FunctionCall,
+    ToolCall,
+)
+from piapi_async.sse import ServerSentEvent
+from piapi_async.wire.convert import ENGINE_ERRORS, converter, structure
+from piapi_async.wire.failure import error_object, raise_error_object, status_error
+from piapi_async.wire.parse import BLANK, JSON, SHALLOW, as_unicode, may_be_deep, parse_object
+from piapi_async.wire.repair import is_possible, repair
+
+End: TypeAlias = Literal["end"]
+
+TERMINATORS = ("[done]", "[none]")
+"""What ends a stream, in lower case: OpenAI's word, and the one of PiAPI's page."""
+
+_Place: TypeAlias = tuple[int, str, int]
+"""Where a text of a stream grows: the choice's index, the field, the tool call's index."""
+
+
+class ChunkDecoder:
+    """Turns the events of one stream into chunks.
+
+    It keeps one thing between chunks: the first half of a surrogate pair, until its second half comes, so that every
+    string it hands out encodes to UTF-8.
+    """
+
+    __slots__ = ("_halves", "_secrets", "_structure")
+
+    def __init__(self, secrets: Iterable[Secret] = ()) -> None:
+        self._secrets = secrets
+        self._halves: dict[_Place, str] = {}
+        self._structure = converter().get_structure_hook(ChatCompletionChunk)
+
+    def decode(self, event: ServerSentEvent) -> ChatCompletionChunk | End | None:
+        """Decode one event.
+
+        Returns:
+            A chunk; or `"end"` for a terminator; or None for an event without meaning (a keep-alive or ping).
+
+        Raises:
+            APIStatusError: The event is an error object.
+            APIResponseError: The event is neither a chunk nor an error.
+        """
+        data = event.data
+        if event.event == "message" and not self._halves and data.startswith("{") and '"error"' not in data:
+            chunk = self._decode_as_it_comes(data)
+            if chunk is not None:
+                return chunk
+        return self._decode_tolerantly(event)
+
+    def _decode_as_it_comes(self, data: str) -> ChatCompletionChunk | None:
+        if len(data) > SHALLOW and may_be_deep(data.encode()):
+            return None
+        try:
+            chunk: ChatCompletionChunk = self._structure(data, ChatCompletionChunk)
+        except ENGINE_ERRORS:
+            return None
+        if chunk.usage is not None:
+            if not is_possible(chunk.usage):
+                chunk.usage = None
+        elif not chunk.choices:  # every field of a chunk may be missing, so this may be something else
+            return None
+        return chunk
+
+    def flush(self) -> ChatCompletionChunk | None:
+        """Return what was held back when the stream has ended, as a last chunk, if anything was."""
+        if not self._halves:
+            return None
+        choices = tuple(_replacement(*place) for place in self._halves)
+        self._halves = {}
+        return ChatCompletionChunk(choices)
+
+    def _decode_tolerantly(self, event: ServerSentEvent) -> ChatCompletionChunk | End | None:
+        data = event.data.strip(BLANK)
+        if data.lower() in TERMINATORS:
+            return "end"
+        if event.event == "error" and not data.startswith("{"):
+            raise status_error(500, {"message": data}, data, self._secrets)
+        if not data or event.event == "ping":
+            return None
+        fields = self._join_halves(parse_object(data, self._secrets))
+        if event.event == "error" and error_object(fields) is None:
+            fields = cast("JSON", {"error": fields})
+        raise_error_object(fields, self._secrets)
+        chunk = structure(repair(fields), ChatCompletionChunk, data, self._secrets)
+        chunk.data = json.dumps(fields)
+        return chunk
+
+    def _join_halves(self, fields: JSON) -> JSON:
+        """Join the surrogate pairs that were cut between this chunk and those before it."""
+        for position, choice in enumerate(_dicts(fields.get("choices"))):
+            index = _index(choice, position)
+            for delta in _dicts([choice.get("delta")]):
+                self._join((index, "content", 0), delta, "content")
+                for call in _dicts([delta.get("function_call")]):
+                    self._join((index, "function_call", 0), call, "arguments")
+                for i, tool in enumerate(_dicts(delta.get("tool_calls"))):
+                    for call in _dicts([tool.get("function")]):
+                        self._join((index, "tool_calls", _index(tool, i)), call, "arguments")
+        return as_unicode(fields)
+
+    def _join(self, place: _Place, part: JSON, field: str) -> None:
+        text = part.get(field)
+        if isinstance(text, str) and text:
+            text = self._halves.pop(place, "") + text
+            if "\ud800" <= text[-1] <= "\udbff":
+                self._halves[place] = text[-1]
+                text = text[:-1]
+            part[field] = text
+
+
+def _dicts(value: object) -> list[JSON]:
+    if not isinstance(value, list):
+        return []
+    return [cast("JSON", item) for item in cast("list[object]", value) if isinstance(item, dict)]
+
+
+def _index(part: JSON, position: int) -> int:
+    """The index of a choice or tool call; where it has none, or a wrong one, which is refused later, its position."""
+    index = part.get("index")
+    return index if isinstance(index, int) else position
+
+
+def _replacement(index: int, field: str, tool: int) -> ChunkChoice:
+    call = FunctionCall(arguments="\ufffd")
+    delta = {
+        "content": Delta(content="\ufffd"),
+        "function_call": Delta(function_call=call),
+        "tool_calls": Delta(tool_calls=(ToolCall(call, index=tool),)),
+    }[field]
+    return ChunkChoice(index, delta)
+
+
+def as_chunk(completion: ChatCompletion) -> ChatCompletionChunk:
+    """A whole completion, sent where a stream was asked for, as the only chunk of that stream."""
+    choices = [
+        ChunkChoice(
+            choice.index,
+            Delta(
+                choice.message.role,
+                choice.message.text or None,
+                choice.message.function_call,
+                choice.message.tool_calls,
+            ),
+            choice.finish_reason,
+            choice.logprobs,
+        )
+        for choice in completion.choices
+    ]
+    return ChatCompletionChunk(
+        tuple(choices),
+        completion.id,
+        "chat.completion.chunk",
+        completion.created,
+        completion.model,
+        completion.usage,
+        completion.body.decode("utf-8", "replace"),
+    )

@@ -1,0 +1,132 @@
+"""The one converter between JSON and the classes of `models`. Nothing is coerced: `"5"` is no number, nor is `True`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import cache
+from typing import Any, TypeVar, cast, get_args, get_origin
+
+import attrs
+import cattrs
+import msgspec
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+
+from piapi_async.errors import Secret
+from piapi_async.models import ChatCompletion, ChatCompletionChunk, Content
+from piapi_async.wire.parse import JSON, malformed
+
+T = TypeVar("T")
+
+OWN_FIELDS = ("cost", "cost_estimated", "provider", "attempts", "request_id", "body")
+"""Fields of a completion that the client fills in; whatever a provider sends under these names is not believed."""
+
+ENGINE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What msgspec raises for bad input: syntax and types, bad UTF-8 and surrogates, too deep."""
+
+_decode_chunk = msgspec.json.Decoder(ChatCompletionChunk).decode
+
+
+@cache
+def converter(*, detailed: bool = False) -> cattrs.Converter:
+    """Return the converter; a `detailed` one is slower and knows which field is wrong."""
+    made = cattrs.Converter(detailed_validation=detailed)
+    for kind in (str, int):
+        made.register_structure_hook(kind, _expect)
+    made.register_structure_hook_factory(attrs.has, _structure_object)
+    made.register_structure_hook_factory(_is_tuple, _structure_tuple)
+    made.register_structure_hook_func(lambda kind: kind is object, lambda value, _: value)
+    made.register_structure_hook(Content, _structure_content)
+    made.register_structure_hook(ChatCompletion, _structure_completion(made))
+    made.register_structure_hook(ChatCompletionChunk, _structure_chunk(made))
+    made.register_unstructure_hook_factory(attrs.has, _unstructure_object)
+    return made
+
+
+def _expect(value: object, kind: type[T]) -> T:
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, not {type(value).__name__}")
+    return value
+
+
+def _structure_object(kind: type[T], converter: cattrs.Converter) -> Callable[[object, object], T]:
+    structure = make_dict_structure_fn(kind, converter, _cattrs_detailed_validation=converter.detailed_validation)
+    return lambda value, _: structure(cast("JSON", _expect(value, dict)), kind)
+
+
+def _is_tuple(kind: Any) -> bool:
+    return get_origin(kind) is tuple
+
+
+def _structure_tuple(kind: Any, converter: cattrs.Converter) -> Callable[[object, object], object]:
+    items: Any = list.__class_getitem__(get_args(kind)[0])
+    structure = converter.get_structure_hook(items)
+    return lambda value, _: tuple(structure(_expect(value, list), items))
+
+
+def _structure_content(value: object, _: object) -> object:
+    if isinstance(value, list):
+        return tuple(cast("JSON", _expect(part, dict)) for part in cast("list[object]", value))
+    return value if value is None else _expect(value, str)
+
+
+def _structure_completion(converter: cattrs.Converter) -> Callable[[object, object], ChatCompletion]:
+    own: dict[str, Any] = {name: override(omit=True) for name in OWN_FIELDS}
+    structure = make_dict_structure_fn(
+        ChatCompletion, converter, _cattrs_detailed_validation=converter.detailed_validation, **own
+    )
+    return lambda value, _: structure(cast("JSON", value), ChatCompletion)
+
+
+def _structure_chunk(converter: cattrs.Converter) -> Callable[[object, object], ChatCompletionChunk]:
+    """A chunk comes as text, which msgspec reads into the class at once; or as an object, after `repair`."""
+    structure = make_dict_structure_fn(
+        ChatCompletionChunk,
+        converter,
+        _cattrs_detailed_validation=converter.detailed_validation,
+        data=override(omit=True),
+    )
+
+    def structure_chunk(value: object, _: object) -> ChatCompletionChunk:
+        if isinstance(value, str):
+            chunk = _decode_chunk(value)
+            chunk.data = value  # whatever field of this name the text has
+            return chunk
+        return structure(cast("JSON", value), ChatCompletionChunk)
+
+    return structure_chunk
+
+
+def _unstructure_object(kind: type[Any], converter: cattrs.Converter) -> Callable[[Any], JSON]:
+    """Leave out what was not given. Parameters are plain JSON already, as `models` has checked and copied them."""
+    plain = override(unstruct_hook=lambda value: value)
+    nested = ("messages", "function", "function_call", "tool_calls")
+    fields: dict[str, Any] = {field.name: plain for field in attrs.fields(kind) if field.name not in nested}
+    return make_dict_unstructure_fn(kind, converter, _cattrs_omit_if_default=True, **fields)
+
+
+def structure(fields: JSON, kind: type[T], text: str, secrets: Iterable[Secret]) -> T:
+    """Make an answer of a JSON object.
+
+    Args:
+        fields: The object, as `repair` left it.
+        kind: The class of the answer.
+        text: What came, for an error.
+        secrets: Keys that must not appear in an error.
+
+    Raises:
+        APIResponseError: A field is missing or of a wrong type; the text has its path, `$.choices[0].message.content`.
+    """
+    with suppress(Exception):
+        return converter().structure(fields, kind)
+    try:
+        return converter(detailed=True).structure(fields, kind)
+    except Exception as error:  # cattrs gathers whatever the hooks raise into an exception group
+        problem = cattrs.transform_error(error, format_exception=_say)[0]
+    raise malformed(problem, text, secrets)
+
+
+def _say(error: BaseException, kind: type[object] | None) -> str:
+    if isinstance(error, KeyError):
+        return f"{error.args[0]!r} is missing"
+    return str(error) if isinstance(error, TypeError) else "wrong type"

@@ -1,0 +1,106 @@
+"""What an answer's headers say: how long to wait, whether to try again, the id of the request. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import TypeAlias
+
+from piapi_async.errors import Secret, excerpt
+
+Headers: TypeAlias = Mapping[str, str]
+"""An answer's headers: names in lower case; the values of a name that came more than once are separated by `\\n`."""
+
+PAUSE_CAP = 60.0
+"""Longest pause, in seconds, that a count of what is left asks for: most such windows are a minute (ours)."""
+
+_SECONDS = r"[0-9]{1,6}(\.[0-9]+)?"
+_DURATION = r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m(?!s))?(?:([0-9]{1,6}(?:\.[0-9]+)?)s)?(?:([0-9]{1,9}(?:\.[0-9]+)?)ms)?"
+
+
+def read_request_id(headers: Headers, secrets: Iterable[Secret]) -> str | None:
+    """Return the provider's id of the request, made fit for an error message: at most 128 characters, no key."""
+    id_ = headers.get("x-request-id")
+    if id_ is None or (_is_plain(id_) and not any(secret.reveal() in id_ for secret in secrets)):
+        return id_
+    return excerpt(id_, secrets)[:128]
+
+
+def _is_plain(id_: str) -> bool:
+    """Whether an id is fit as it is, as nearly every one is; what may be a key ("sk-…", "Bearer …") is not."""
+    return id_.isascii() and id_.isprintable() and len(id_) <= 128 and " " not in id_ and "k-" not in id_.lower()
+
+
+def read_retry_after(headers: Headers) -> float | None:
+    """Return the seconds that an answer asks to wait; None if it asks for nothing that makes sense.
+
+    `retry-after-ms` wins over `Retry-After`; of two copies the longer counts. A date counts from the answer's `Date`.
+    """
+    milliseconds = [float(v) / 1000 for v in _values(headers, "retry-after-ms") if re.fullmatch(_SECONDS, v)]
+    if milliseconds:
+        return max(milliseconds)
+    waits = [wait for v in _values(headers, "retry-after") if (wait := _wait(v, headers)) is not None]
+    return max(waits, default=None)
+
+
+def read_should_retry(headers: Headers) -> bool | None:
+    """Return what `x-should-retry` says; None if it says nothing."""
+    return {"true": True, "false": False}.get(headers.get("x-should-retry", ""))
+
+
+def read_pause(headers: Headers, *, refused: bool = False) -> float:
+    """Return the seconds to send nothing to a provider that says how much is left: 0 unless nothing is.
+
+    At most `PAUSE_CAP`. `Retry-After`, where it comes too, says how long instead.
+
+    Args:
+        headers: The answer's.
+        refused: Whether the answer is a 429: then a reset counts too when it is not said how much is left.
+    """
+    waits: list[float] = []
+    for what in ("requests", "tokens"):
+        left = headers.get(f"x-ratelimit-remaining-{what}", "").strip()
+        if left == "0" or (refused and not left):
+            waits.append(_duration(headers.get(f"x-ratelimit-reset-{what}", "")))
+    for item in headers.get("ratelimit", "").replace("\n", ",").split(","):
+        # IETF draft, a structured field: "default";r=0;t=30
+        fields = [part.strip() for part in item.split(";")]
+        if "r=0" in fields:
+            waits += [float(f[2:]) for f in fields if f.startswith("t=") and re.fullmatch(_SECONDS, f[2:])]
+    longest = max(waits, default=0.0)
+    if not longest:
+        return 0.0
+    asked = read_retry_after(headers)
+    return min(PAUSE_CAP, longest if asked is None else asked)
+
+
+def _values(headers: Headers, name: str) -> list[str]:
+    return [value.strip(" \t") for value in headers.get(name, "").split("\n")]
+
+
+def _wait(value: str, headers: Headers) -> float | None:
+    if re.fullmatch(_SECONDS, value):
+        return float(value)
+    until, since = _date(value), _date(headers.get("date", ""))
+    return None if until is None or since is None else max(0.0, until - since)
+
+
+def _date(text: str) -> float | None:
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    # Two of HTTP's three forms of a date may come without a zone, which is GMT then and not the local one.
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _duration(text: str) -> float:
+    """`6m0s`, `1s`, `250ms`, or plain seconds; 0 for anything else."""
+    text = text.strip()
+    if re.fullmatch(_SECONDS, text):
+        return float(text)
+    match = re.fullmatch(_DURATION, text)
+    hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups()) if match else (0.0,) * 4
+    return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000

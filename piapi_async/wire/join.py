@@ -1,0 +1,193 @@
+"""Chunks → the whole answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import attrs
+
+from piapi_async.errors import APIResponseError, StreamTruncatedError
+from piapi_async.models import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    ChunkChoice,
+    Delta,
+    FunctionCall,
+    Message,
+    ToolCall,
+    Usage,
+)
+
+
+@attrs.define(eq=False)
+class _CallParts:
+    """A function call in the making."""
+
+    name: str = ""
+    arguments: list[str] = attrs.field(factory=list[str])
+    id: str | None = None
+    type: str | None = "function"
+
+    def extend(self, fragment: FunctionCall) -> None:
+        if fragment.name != self.name:  # some servers repeat the name in every fragment
+            self.name += fragment.name
+        self.arguments.append(fragment.arguments)
+
+    def joined(self) -> FunctionCall:
+        return FunctionCall(self.name, "".join(self.arguments))
+
+
+@attrs.define(eq=False)
+class _ChoiceParts:
+    """One choice's message in the making."""
+
+    role: str = "assistant"
+    content: list[str] = attrs.field(factory=list[str])
+    finish_reason: str | None = None
+    function_call: _CallParts | None = None
+    tools: dict[int, _CallParts] = attrs.field(factory=dict[int, _CallParts])
+    logprobs: list[object] = attrs.field(factory=list[object])
+
+    def extend(self, part: ChunkChoice) -> None:
+        delta = part.delta
+        if delta.content:
+            self.content.append(delta.content)
+        if part.finish_reason is not None:
+            self.finish_reason = part.finish_reason
+        if delta.role:
+            self.role = delta.role
+        if delta.function_call is not None or delta.tool_calls is not None:
+            self._extend_calls(delta)
+        if part.logprobs is not None:
+            self.logprobs.append(part.logprobs)
+
+    def _extend_calls(self, delta: Delta) -> None:
+        if delta.function_call is not None:
+            self.function_call = self.function_call or _CallParts()
+            self.function_call.extend(delta.function_call)
+        for fragment in delta.tool_calls or ():
+            call = self.tools.setdefault(self._place(fragment), _CallParts())
+            call.id = call.id or fragment.id
+            call.type = fragment.type or call.type
+            call.extend(fragment.function)
+
+    def _place(self, fragment: ToolCall) -> int:
+        """The call that a fragment belongs to; without an index, by its id, else the one begun last."""
+        if fragment.index is not None:
+            return fragment.index
+        for index, call in self.tools.items():
+            if fragment.id is not None and call.id == fragment.id:
+                return index
+        last = max(self.tools, default=-1)
+        return last + 1 if fragment.id is not None or last < 0 else last
+
+    def joined(self, index: int) -> Choice:
+        tools = tuple(ToolCall(part.joined(), part.id, part.type) for _, part in sorted(self.tools.items()))
+        call = self.function_call.joined() if self.function_call else None
+        content = "".join(self.content)
+        message = Message(
+            self.role,
+            content if content or not (tools or call) else None,
+            function_call=call,
+            tool_calls=tools or None,
+        )
+        return Choice(index, message, self.finish_reason, _join_logprobs(self.logprobs))
+
+
+def _join_logprobs(parts: list[object]) -> object:
+    """Join objects of lists, as OpenAI sends them: lists of the same name are joined. Anything else is handed on."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    joined: dict[str, list[object]] = {}
+    for part in parts:
+        if not isinstance(part, dict):
+            return parts
+        for name, value in cast("dict[str, object]", part).items():
+            if isinstance(value, list):
+                joined.setdefault(name, []).extend(cast("list[object]", value))
+    return joined
+
+
+@attrs.define(eq=False)
+class AnswerBuilder:
+    """Joins the chunks of a stream into its answer.
+
+    Attributes:
+        id: As the first chunk that has one.
+        created: As `id`.
+        model: As `id`.
+        usage: Token counts, once a chunk brought them; a later null does not undo them.
+        begun: Whether any chunk has come.
+    """
+
+    id: str = ""
+    created: int = 0
+    model: str = ""
+    usage: Usage | None = None
+    begun: bool = False
+    _choices: dict[int, _ChoiceParts] = attrs.field(factory=dict[int, _ChoiceParts], init=False)
+
+    @property
+    def text(self) -> str:
+        """Content of choice 0 so far."""
+        first = self._choices.get(0)
+        return "".join(first.content) if first else ""
+
+    @property
+    def has_content(self) -> bool:
+        """Whether any text, or fragment of a call, has come."""
+        return any(choice.content or choice.function_call or choice.tools for choice in self._choices.values())
+
+    def extend(self, chunks: Iterable[ChatCompletionChunk]) -> None:
+        """Add chunks."""
+        for chunk in chunks:
+            if not self.model:
+                self._take_header(chunk)
+            for part in chunk.choices:
+                choice = self._choices.get(part.index)
+                if choice is None:
+                    choice = self._choices[part.index] = _ChoiceParts()
+                choice.extend(part)
+            if chunk.usage is not None:
+                self.usage = chunk.usage
+
+    def _take_header(self, chunk: ChatCompletionChunk) -> None:
+        self.begun = True
+        self.id = self.id or chunk.id or ""
+        self.created = self.created or chunk.created or 0
+        self.model = self.model or chunk.model or ""
+
+    def check_end(self, *, terminated: bool, broken: bool = False, require_finish_reason: bool = False) -> None:
+        """Say whether an ended stream is whole.
+
+        Args:
+            terminated: Whether a terminator came.
+            broken: Whether the connection broke off.
+            require_finish_reason: Whether a terminator alone is not enough.
+
+        Raises:
+            StreamTruncatedError: It was cut off.
+            APIResponseError: Nothing came at all.
+        """
+        if not self.begun and not broken:
+            raise APIResponseError("the stream ended without any event; try again", kind="empty", maybe_billed=True)
+        finished = bool(self._choices) and all(c.finish_reason is not None for c in self._choices.values())
+        if finished or (terminated and not require_finish_reason):
+            return
+        lacks = "a finish_reason" if terminated else "its terminator and a finish_reason"
+        raise StreamTruncatedError(
+            f"the stream ended without {lacks}: the answer is cut off; ask again", maybe_billed=True
+        )
+
+    def build(self, asked: str) -> ChatCompletion:
+        """Return the answer so far as a completion; `asked` is the model to name when the stream named none."""
+        return ChatCompletion(
+            self.id,
+            "chat.completion",
+            self.created,
+            self.model or asked,
+            tuple(part.joined(index) for index, part in sorted(self._choices.items())),
+            self.usage,
+        )

@@ -1,0 +1,67 @@
+"""A request → the bytes and headers to send."""
+
+from __future__ import annotations
+
+import attrs
+import msgspec
+
+from piapi_async.errors import InvalidRequestError
+from piapi_async.models import ChatRequest
+from piapi_async.wire.convert import converter
+from piapi_async.wire.parse import JSON
+
+MAX_REQUEST_BYTES = 32 << 20
+"""Largest request body, 32 MiB (ours: above every vendor's limit for a prompt with pictures)."""
+
+
+@attrs.frozen(repr=False, eq=False)
+class Body:
+    """The body of a request; no `repr`, log or traceback with locals shows it."""
+
+    content: bytes
+
+
+def encode_request(request: ChatRequest, model: str, *, include_usage: bool = False) -> Body:
+    """Make the body of a request; equal arguments make equal bytes.
+
+    Args:
+        request: The request.
+        model: The provider's name of the model.
+        include_usage: Whether to ask for token counts in a stream, where the request says nothing of it.
+
+    Raises:
+        InvalidRequestError: The body is larger than `MAX_REQUEST_BYTES`.
+    """
+    body = Body(msgspec.json.encode(_fields(request, model, include_usage=include_usage)))
+    size = len(body.content)
+    if size <= MAX_REQUEST_BYTES:
+        return body
+    raise InvalidRequestError(
+        f"messages: the request has {size:,} bytes, more than {MAX_REQUEST_BYTES:,}; send a shorter prompt"
+    )
+
+
+def _fields(request: ChatRequest, model: str, *, include_usage: bool) -> JSON:
+    fields: JSON = converter().unstructure(request)
+    fields["model"] = model
+    if include_usage and request.stream:
+        fields.setdefault("stream_options", {"include_usage": True})
+    if request.extra_body is not None:
+        del fields["extra_body"]
+        fields.update(request.extra_body)
+    return fields
+
+
+def request_headers(idempotency_key: str, attempt: int, *, stream: bool) -> dict[str, str]:
+    """Return the headers of one request, beside those that its session always sends.
+
+    Args:
+        idempotency_key: The same for every attempt of a call.
+        attempt: Counted from 1.
+        stream: Whether the answer is to come as events.
+    """
+    return {
+        "Accept": "text/event-stream" if stream else "application/json",
+        "Idempotency-Key": idempotency_key,
+        "X-Attempt": str(attempt),
+    }
