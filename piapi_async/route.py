@@ -188,7 +188,7 @@ class Call:
         return [upstream for upstream in self.upstreams if upstream not in self.failures]
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, slots=False)
 class Route:
     """Where an attempt goes.
 

@@ -24,6 +24,7 @@ from piapi_async.stream import read_chunks
 from piapi_async.wire import (
     PAUSE_CAP,
     AnswerBuilder,
+    Headers,
     decode_completion,
     encode_request,
     error_from_response,
@@ -80,14 +81,15 @@ class AttemptInFlight:
 
     async def __aenter__(self) -> Self:
         call, dispatcher = self.call, self._dispatcher
-        now = dispatcher.clock()
         if call.failures:
+            now = dispatcher.clock()
             route = dispatcher.router.after_failure(call, now)
             route.upstream.retry_budget -= route.retry
             if route.wait:
                 await asyncio.sleep(route.wait)
                 now = dispatcher.clock()
         else:
+            now = call.began
             route = dispatcher.router.choose(call, now)
         self._reserve()
         try:
@@ -325,7 +327,8 @@ class AttemptInFlight:
 
     def _fail(self, error: APIError, now: float) -> None:
         """Note a failure, and tell the error what only the attempt knows."""
-        call, headers = self.call, {} if self._exchange is None else self._exchange.headers
+        call = self.call
+        headers: Headers = {} if self._exchange is None else self._exchange.headers
         rule = retry_rule(
             error,
             failover_on_auth=self._dispatcher.retry.failover_on_auth,

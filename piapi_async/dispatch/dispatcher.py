@@ -67,7 +67,7 @@ class Dispatcher:
     async def stream(self, call: Call) -> AsyncGenerator[StreamItem, None]:
         """The same for a stream: another provider takes over silently until text has been handed out."""
         while True:
-            completion = None
+            completion: ChatCompletion | None = None
             async with self._attempt(call) as attempt:
                 first = await attempt.open_stream()
                 if call.interrupted is not None:

@@ -114,7 +114,7 @@ class ChatCompletionChunk:
         return _parse_raw(self.data)
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Attempt:
     """One request that a call sent, or tried to send.
 
@@ -191,7 +191,7 @@ class ChatCompletion:
 
     @property
     def raw(self) -> Raw:
-        """The provider's JSON object, nothing dropped; parsed anew at each access. A stream's is joined from its chunks."""
+        """The provider's JSON object, nothing dropped; parsed anew at each access. A stream's is joined from chunks."""
         if self.body:
             return _parse_raw(self.body.decode("utf-8", "replace"))
         names = ("id", "object", "created", "model", "choices", "usage")
@@ -200,7 +200,7 @@ class ChatCompletion:
     def to_dict(self) -> Raw:
         """Return all fields as plain JSON values, attempts included.
 
-        The cost is text, such as `"0.000123"`, as JSON's numbers can't hold it exactly. The body is left out: see `raw`.
+        The cost is text, such as `"0.000123"`, as JSON numbers can't hold it exactly. The body is left out: see `raw`.
         """
         keep = attrs.filters.exclude(attrs.fields(ChatCompletion).body)
         return attrs.asdict(self, filter=keep, value_serializer=_as_json)

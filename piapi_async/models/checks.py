@@ -170,6 +170,8 @@ def check_bias(field: str, value: object) -> Mapping[str, int | float]:
 
 
 CHECKS: Mapping[str, Check] = {
+    "model": check_text,
+    "stream": check_flag,
     "functions": check_functions,
     "function_call": partial(check_choice, words=("none", "auto")),
     "temperature": partial(check_number, low=0, high=2),
@@ -192,7 +194,7 @@ CHECKS: Mapping[str, Check] = {
     "top_logprobs": partial(check_integer, low=0, high=20),
     "extra_body": check_mapping,
 }
-"""The check of each parameter of `ChatRequest`."""
+"""The check of each field of `ChatRequest` but the messages."""
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import TypeAlias, TypedDict
 
 import attrs
 
-from piapi_async.models.checks import CHECKS, check_flag, check_messages, check_text
+from piapi_async.models.checks import CHECKS, check_messages
 from piapi_async.models.messages import Message
 
 Prompt: TypeAlias = "str | Sequence[Message | Mapping[str, object]] | ChatRequest"
@@ -106,10 +106,6 @@ class ChatRequest:
     stream: bool = attrs.field(default=False, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
-        if self.model is not None:
-            object.__setattr__(self, "model", check_text("model", self.model))
-        check_flag("stream", self.stream)
-        for name, check in CHECKS.items():
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, check(name, value))
+        given = [(name, value) for name, value in self.__dict__.items() if value is not None and name in CHECKS]
+        for name, value in given:
+            object.__setattr__(self, name, CHECKS[name](name, value))

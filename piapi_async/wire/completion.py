@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 
 import msgspec
 
@@ -44,11 +45,17 @@ def _decode_as_it_comes(body: bytes) -> ChatCompletion | None:
         fields = msgspec.json.decode(body)
         if fields.get("error") is not None or not fields["choices"]:
             return None
-        completion: ChatCompletion = converter().structure(fields, ChatCompletion)
+        completion = _structure()(fields, ChatCompletion)
     except Exception:  # the hooks raise whatever a wrong type leads to; the tolerant way says what is wrong
         return None
     completion.body = body
     return completion
+
+
+@cache
+def _structure() -> Callable[[object, object], ChatCompletion]:
+    """The converter's hook for completions; to look it up for each answer would cost more than a field."""
+    return converter().get_structure_hook(ChatCompletion)
 
 
 def _decode_tolerantly(body: bytes, secrets: Iterable[Secret]) -> ChatCompletion:

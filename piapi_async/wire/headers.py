@@ -16,6 +16,11 @@ Headers: TypeAlias = Mapping[str, str]
 PAUSE_CAP = 60.0
 """Longest pause, in seconds, that a count of what is left asks for: most such windows are a minute (ours)."""
 
+_WINDOWS = (
+    ("x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
+    ("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
+)
+
 _SECONDS = r"[0-9]{1,6}(\.[0-9]+)?"
 _DURATION = r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m(?!s))?(?:([0-9]{1,6}(?:\.[0-9]+)?)s)?(?:([0-9]{1,9}(?:\.[0-9]+)?)ms)?"
 
@@ -59,21 +64,25 @@ def read_pause(headers: Headers, *, refused: bool = False) -> float:
         headers: The answer's.
         refused: Whether the answer is a 429: then a reset counts too when it is not said how much is left.
     """
-    waits: list[float] = []
-    for what in ("requests", "tokens"):
-        left = headers.get(f"x-ratelimit-remaining-{what}", "").strip()
+    waits = _draft_waits(headers["ratelimit"]) if "ratelimit" in headers else []
+    for remaining, reset in _WINDOWS:
+        left = headers.get(remaining, "").strip()
         if left == "0" or (refused and not left):
-            waits.append(_duration(headers.get(f"x-ratelimit-reset-{what}", "")))
-    for item in headers.get("ratelimit", "").replace("\n", ",").split(","):
-        # IETF draft, a structured field: "default";r=0;t=30
+            waits.append(_duration(headers.get(reset, "")))
+    if not waits or not max(waits):
+        return 0.0
+    asked = read_retry_after(headers)
+    return min(PAUSE_CAP, max(waits) if asked is None else asked)
+
+
+def _draft_waits(value: str) -> list[float]:
+    """The waits in a header of the IETF draft, a structured field: `"default";r=0;t=30`."""
+    waits: list[float] = []
+    for item in value.replace("\n", ",").split(","):
         fields = [part.strip() for part in item.split(";")]
         if "r=0" in fields:
             waits += [float(f[2:]) for f in fields if f.startswith("t=") and re.fullmatch(_SECONDS, f[2:])]
-    longest = max(waits, default=0.0)
-    if not longest:
-        return 0.0
-    asked = read_retry_after(headers)
-    return min(PAUSE_CAP, longest if asked is None else asked)
+    return waits
 
 
 def _values(headers: Headers, name: str) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import attrs
 import msgspec
 
@@ -42,7 +45,7 @@ def encode_request(request: ChatRequest, model: str, *, include_usage: bool = Fa
 
 
 def _fields(request: ChatRequest, model: str, *, include_usage: bool) -> JSON:
-    fields: JSON = converter().unstructure(request)
+    fields: JSON = _unstructure()(request)
     fields["model"] = model
     if include_usage and request.stream:
         fields.setdefault("stream_options", {"include_usage": True})
@@ -50,6 +53,12 @@ def _fields(request: ChatRequest, model: str, *, include_usage: bool) -> JSON:
         del fields["extra_body"]
         fields.update(request.extra_body)
     return fields
+
+
+@cache
+def _unstructure() -> Callable[[ChatRequest], JSON]:
+    """The converter's hook for requests; to look it up for each request would cost more than its work."""
+    return converter().get_unstructure_hook(ChatRequest)
 
 
 def request_headers(idempotency_key: str, attempt: int, *, stream: bool) -> dict[str, str]:
