@@ -70,6 +70,7 @@ class AttemptInFlight:
         self._proved = False  # whether a probe's first event has told the breaker already
         self._sent = False
         self._exchange: Exchange | None = None
+        self._status: int | None = None
         self._request_id: str | None = None
         self._builder: AnswerBuilder | None = None
         self._batches: AsyncGenerator[list[ChatCompletionChunk], None] | None = None
@@ -249,6 +250,7 @@ class AttemptInFlight:
                 call.resent = call.fresh = True
         self._sent = True
         self._exchange = exchange
+        self._status = exchange.status
         self._request_id = read_request_id(exchange.headers, provider.api_key)
         if exchange.status != 200:
             raise await self._read_error(exchange, deadline)
@@ -394,10 +396,6 @@ class AttemptInFlight:
             gate.throttle(seconds, retry.max_cool_down)
         elif seconds:
             gate.pause(seconds, retry.max_cool_down)
-
-    @property
-    def _status(self) -> int | None:
-        return None if self._exchange is None else self._exchange.status
 
     def _record(self, now: float, kind: str, usage: Usage | None = None) -> None:
         self._dispatcher.outcomes[kind] += 1

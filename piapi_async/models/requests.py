@@ -106,6 +106,8 @@ class ChatRequest:
     stream: bool = attrs.field(default=False, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
-        given = [(name, value) for name, value in self.__dict__.items() if value is not None and name in CHECKS]
-        for name, value in given:
-            object.__setattr__(self, name, CHECKS[name](name, value))
+        for name, value in self.__dict__.items():
+            if value is not None and name in CHECKS:
+                checked = CHECKS[name](name, value)
+                if checked is not value:
+                    object.__setattr__(self, name, checked)

@@ -51,9 +51,8 @@ class SessionExchange:
     Attributes:
         due: When the present wait ends in a timeout, for `WaitTimer`.
         expired: Whether one did.
-        reused: Whether the request went out on a kept connection.
-        sent: Whether the request began to go out.
         made: The socket made for it; None while there is none, and where a kept connection is used.
+        sent: Whether the request began to go out.
 
     Args:
         session: What it belongs to.
@@ -67,24 +66,25 @@ class SessionExchange:
         self.headers: Headers = {}
         self.due = due
         self.expired = False
-        self.reused = False
         self.sent = False
         self.made: socket.socket | None = None
         self.response: aiohttp.ClientResponse | None = None
         self._session = session
         self._timer = timer
-        self._on_sent = on_sent
         self._task = asyncio.current_task()
         self._cancelling = 0 if self._task is None else self._task.cancelling()
         self._content = aiohttp.EMPTY_PAYLOAD
         self._inflate: Inflate | None = None
+        self._on_sent: Callable[[], None] | None = on_sent
 
     # -- before the answer ---------------------------------------------------------------------------------------------
 
     def note_sent(self) -> None:
         """Note that the request begins to go out."""
         self.sent = True
-        self._on_sent()
+        if self._on_sent is not None:
+            on_sent, self._on_sent = self._on_sent, None  # dropped, as it leads back here: a cycle costs a collection
+            on_sent()
 
     def answer(self, response: aiohttp.ClientResponse) -> None:
         """Note that the answer begins."""

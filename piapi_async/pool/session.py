@@ -9,13 +9,13 @@ import socket
 import ssl as ssl_module
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from types import SimpleNamespace
 from typing import Any, Self
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 from weakref import WeakSet
 
 import aiohttp
+from aiohttp.connector import Connection
 
 from piapi_async.errors import APITimeoutError
 from piapi_async.policy import NEVER, Deadline, timed_out
@@ -43,23 +43,18 @@ KEEPALIVE = tuple(
 within a minute (ours)."""
 
 _connecting: ContextVar[SessionExchange | None] = ContextVar("piapi_async_connecting", default=None)
-"""Whose request a socket is made for: aiohttp tells a socket factory the address only."""
+"""The exchange that a connection is looked for."""
 
 
-async def _note_reused(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
-    context.trace_request_ctx.reused = True
+class _Connector(aiohttp.TCPConnector):
+    """Tells the exchange when it has its connection: the request goes out next."""
 
-
-async def _note_sent(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
-    context.trace_request_ctx.note_sent()
-
-
-def _trace() -> aiohttp.TraceConfig:
-    """Has aiohttp tell the exchange when a kept connection is used, and when the request goes out."""
-    trace = aiohttp.TraceConfig()
-    trace.on_connection_reuseconn.append(_note_reused)
-    trace.on_request_headers_sent.append(_note_sent)
-    return trace
+    async def connect(self, *args: Any, **options: Any) -> Connection:
+        """Do as aiohttp does, and tell."""
+        connection = await super().connect(*args, **options)
+        if exchange := _connecting.get():
+            exchange.note_sent()
+        return connection
 
 
 class EndpointSession:
@@ -226,7 +221,7 @@ class SessionPool:
         }
 
         def make_session(force_close: bool) -> aiohttp.ClientSession:
-            connector = aiohttp.TCPConnector(
+            connector = _Connector(
                 limit=0,  # the gate bounds concurrency; a second bound here could only deadlock with it
                 ssl=self._ssl,
                 force_close=force_close,
@@ -242,7 +237,6 @@ class SessionPool:
                 auto_decompress=False,  # it undoes an encoding in unbounded steps, and fails at an unknown one
                 read_bufsize=READ_BUFFER,
                 raise_for_status=False,
-                trace_configs=[_trace()],
             )
 
         return EndpointSession(endpoint, make_session)
@@ -287,7 +281,6 @@ class SessionPool:
                 data=body.content if len(body.content) < LARGE_BODY else io.BytesIO(body.content),
                 headers={"Authorization": f"Bearer {endpoint.secret.reveal()}", **headers},
                 allow_redirects=False,
-                trace_request_ctx=exchange,
             )
             exchange.answer(response)
             return exchange
@@ -307,7 +300,9 @@ class SessionPool:
             raise timed_out(deadline, session.host, sent=exchange.sent)
         if session.closed:
             raise closed(session.host, sent=exchange.sent)
-        raise translate(failure, session.host, reused=exchange.reused, connect_timeout=self._connect_timeout)
+        raise translate(
+            failure, session.host, reused=exchange.sent and exchange.made is None, connect_timeout=self._connect_timeout
+        )
 
 
 def _user_agent() -> str:

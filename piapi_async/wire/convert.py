@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
-from typing import Any, TypeVar, cast, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 import attrs
 import cattrs
 import msgspec
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+from cattrs.gen import make_dict_structure_fn, override
 
 from piapi_async.errors import Secret
 from piapi_async.models import ChatCompletion, ChatCompletionChunk, Content
@@ -35,11 +36,11 @@ def converter(*, detailed: bool = False) -> cattrs.Converter:
         made.register_structure_hook(kind, _expect)
     made.register_structure_hook_factory(attrs.has, _structure_object)
     made.register_structure_hook_factory(_is_tuple, _structure_tuple)
+    made.register_structure_hook_factory(_is_optional, _structure_optional)
     made.register_structure_hook_func(lambda kind: kind is object, lambda value, _: value)
     made.register_structure_hook(Content, _structure_content)
     made.register_structure_hook(ChatCompletion, _structure_completion(made))
     made.register_structure_hook(ChatCompletionChunk, _structure_chunk(made))
-    made.register_unstructure_hook_factory(attrs.has, _unstructure_object)
     return made
 
 
@@ -59,9 +60,23 @@ def _is_tuple(kind: Any) -> bool:
 
 
 def _structure_tuple(kind: Any, converter: cattrs.Converter) -> Callable[[object, object], object]:
-    items: Any = list.__class_getitem__(get_args(kind)[0])
-    structure = converter.get_structure_hook(items)
-    return lambda value, _: tuple(structure(_expect(value, list), items))
+    item: Any = get_args(kind)[0]
+    items: Any = list.__class_getitem__(item)
+    if converter.detailed_validation:
+        in_list = converter.get_structure_hook(items)  # it notes the index of a wrong item
+        return lambda value, _: tuple(in_list(_expect(value, list), items))
+    structure = converter.get_structure_hook(item)
+    return lambda value, _: tuple([structure(each, item) for each in cast("list[object]", _expect(value, list))])
+
+
+def _is_optional(kind: Any) -> bool:
+    return get_origin(kind) in (Union, UnionType) and len(get_args(kind)) == 2 and NoneType in get_args(kind)
+
+
+def _structure_optional(kind: Any, converter: cattrs.Converter) -> Callable[[object, object], object]:
+    item: Any = next(each for each in get_args(kind) if each is not NoneType)
+    structure = converter.get_structure_hook(item)
+    return lambda value, _: None if value is None else structure(value, item)
 
 
 def _structure_content(value: object, _: object) -> object:
@@ -95,14 +110,6 @@ def _structure_chunk(converter: cattrs.Converter) -> Callable[[object, object], 
         return structure(cast("JSON", value), ChatCompletionChunk)
 
     return structure_chunk
-
-
-def _unstructure_object(kind: type[Any], converter: cattrs.Converter) -> Callable[[Any], JSON]:
-    """Leave out what was not given. Parameters are plain JSON already, as `models` has checked and copied them."""
-    plain = override(unstruct_hook=lambda value: value)
-    nested = ("messages", "function", "function_call", "tool_calls")
-    fields: dict[str, Any] = {field.name: plain for field in attrs.fields(kind) if field.name not in nested}
-    return make_dict_unstructure_fn(kind, converter, _cattrs_omit_if_default=True, **fields)
 
 
 def structure(fields: JSON, kind: type[T], text: str, secrets: Iterable[Secret]) -> T:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-
 import attrs
 import msgspec
 
 from piapi_async.errors import InvalidRequestError
-from piapi_async.models import ChatRequest
-from piapi_async.wire.convert import converter
+from piapi_async.models import ChatRequest, Message, ToolCall
 from piapi_async.wire.parse import JSON
 
 MAX_REQUEST_BYTES = 32 << 20
 """Largest request body, 32 MiB (ours: above every vendor's limit for a prompt with pictures)."""
 
 
-@attrs.frozen(repr=False, eq=False)
+@attrs.frozen(repr=False, eq=False, slots=False)
 class Body:
     """The body of a request; no `repr`, log or traceback with locals shows it."""
 
@@ -45,9 +41,12 @@ def encode_request(request: ChatRequest, model: str, *, include_usage: bool = Fa
 
 
 def _fields(request: ChatRequest, model: str, *, include_usage: bool) -> JSON:
-    fields: JSON = _unstructure()(request)
+    fields = _given(request)
     fields["model"] = model
-    if include_usage and request.stream:
+    fields["messages"] = [_message(message) for message in request.messages]
+    if not request.stream:
+        del fields["stream"]
+    elif include_usage:
         fields.setdefault("stream_options", {"include_usage": True})
     if request.extra_body is not None:
         del fields["extra_body"]
@@ -55,10 +54,16 @@ def _fields(request: ChatRequest, model: str, *, include_usage: bool) -> JSON:
     return fields
 
 
-@cache
-def _unstructure() -> Callable[[ChatRequest], JSON]:
-    """The converter's hook for requests; to look it up for each request would cost more than its work."""
-    return converter().get_unstructure_hook(ChatRequest)
+def _message(message: Message) -> JSON:
+    fields = _given(message)
+    if message.tool_calls is not None:
+        fields["tool_calls"] = [_given(call) for call in message.tool_calls]
+    return fields
+
+
+def _given(value: ChatRequest | Message | ToolCall) -> JSON:
+    """The fields that are not None; all are JSON already, as they were checked and copied."""
+    return {name: field for name, field in value.__dict__.items() if field is not None}
 
 
 def request_headers(idempotency_key: str, attempt: int, *, stream: bool) -> dict[str, str]:
