@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["BAD", "INK", "LIGHT", "MAIN", "MUTED", "RULE", "Drawing", "matplotlib_settings"]
+__all__ = ["BAD", "FONT_SIZE", "INK", "LIGHT", "MAIN", "MUTED", "RULE", "WIDTH", "Drawing", "matplotlib_settings"]
 
 WIDTH = 420.0
 """Points. A page shows a drawing up to half as wide again, and a phone a tenth narrower."""

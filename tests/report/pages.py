@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -124,6 +125,18 @@ class Page(HTMLParser):
             self.sections[data] = ""
         elif inside == "p" and "section" in self._open:
             self.sections[next(reversed(self.sections))] += data
+
+
+BAR = re.compile(r'd="M ([\d.]+) \S+\nL ([\d.]+) [^"]*z\n" style="fill: var\(--(\w+)\)')
+
+
+def bars_in(html: str) -> dict[str, list[tuple[float, float]]]:
+    """From where to where each bar of a bar chart reaches, in points, by colour. Empty bars are left out."""
+    bars: dict[str, list[tuple[float, float]]] = {}
+    for left, right, colour in BAR.findall(html):
+        if left != right:
+            bars.setdefault(colour, []).append((float(left), float(right)))
+    return bars
 
 
 def report(folder: Path, notes: Iterable[Note]) -> Page:

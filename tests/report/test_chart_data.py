@@ -78,6 +78,18 @@ def test_each_bar_holds_what_is_between_its_edges() -> None:
     assert histogram.counts == [2, 1, 2, 0, 0, 1]
 
 
+@pytest.mark.parametrize(("longest", "is_log"), [(5.0, False), (5.1, True)])
+def test_the_axis_is_logarithmic_past_a_factor_of_five(longest: float, is_log: bool) -> None:
+    assert Histogram.from_values([1.0, longest]).is_log is is_log
+
+
+def test_values_that_are_almost_equal_stand_in_the_middle() -> None:
+    edges = Histogram.from_values([1.0, 1.005]).edges
+    assert (edges[0], edges[-1]) == (0.5, 1.5)
+    edges = Histogram.from_values([1.0, 1.02]).edges
+    assert (edges[0], edges[-1]) == (1.0, 1.02)
+
+
 def test_more_values_have_more_bars() -> None:
     assert [len(Histogram.from_values(range(1, count)).counts) for count in (2, 101, 10_001)] == [6, 10, 36]
 
@@ -89,6 +101,7 @@ def test_more_values_have_more_bars() -> None:
         ([0.0, 0.0], [6e-5, 8e-5, 1e-4, 1.2e-4, 1.4e-4]),
         ([1.0, 1.5, 2.0], [1.0, 1.2, 1.4, 1.6, 1.8, 2.0]),
         ([0.1, 5.0], [0.1, 0.2, 0.5, 1.0, 2.0, 5.0]),
+        ([0.01, 1.0], [0.01, 0.1, 1.0]),
         ([0.01, 10000.0], [0.01, 1.0, 100.0, 10000.0]),
         ([0.0, 1e11], [1e-4, 1e-1, 1e2, 1e5, 1e8, 1e11]),
     ],

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from itertools import pairwise
 
 import matplotlib
 import pytest
 
 from piapi_async.report.chart_data import Histogram, RateUnit, Throughput
 from piapi_async.report.charts import Bar, draw_bars, draw_histogram, draw_throughput
-from piapi_async.report.svg import BAD, INK, LIGHT, MAIN, MUTED, RULE, matplotlib_settings
-from tests.report.pages import HOSTILE, NOON, Page
+from piapi_async.report.svg import BAD, FONT_SIZE, INK, LIGHT, MAIN, MUTED, RULE, WIDTH, matplotlib_settings
+from tests.report.pages import HOSTILE, NOON, Page, bars_in
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +39,14 @@ def test_a_histogram_has_its_percentiles() -> None:
     )
     assert {"p50  500 ms", "p90  900 ms", "p99  990 ms", "answers", "latency, logarithmic scale"} <= set(texts)
     assert {"10 ms", "100 ms", "1 s", "0", "20"} <= set(texts)
+
+
+def test_no_flag_covers_another() -> None:
+    """Where all percentiles are the same, they stand above each other."""
+    svg = draw_histogram(Histogram.from_values([2.0]), "latency", "answers")
+    heights = [float(y) for y in re.findall(r' y="([\d.]+)">p\d\d  2 s<', svg)]
+    assert len(heights) == 3
+    assert all(lower - height > FONT_SIZE for height, lower in pairwise(heights))
 
 
 def test_a_histogram_may_be_linear() -> None:
@@ -66,6 +76,11 @@ def test_bars_have_names_and_amounts() -> None:
     assert description == "Cost: gpt-4o $3.00; own no known price."
     assert {"gpt-4o", "$3.00", "own", "no known price", "US dollars", "0", "1", "2", "3"} <= set(texts)
     assert svg.count("var(--light)") == 1
+
+
+def test_the_parts_of_a_bar_stand_side_by_side() -> None:
+    svg = draw_bars([Bar("gpt-4o", "4", ((1, MAIN), (3, LIGHT)))], "rows", "Title")
+    assert bars_in(svg) == {"main": [(0.0, WIDTH / 4)], "light": [(WIDTH / 4, WIDTH)]}
 
 
 def test_bars_of_rows_have_whole_ticks() -> None:

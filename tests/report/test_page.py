@@ -9,14 +9,18 @@ import matplotlib
 import pytest
 
 from piapi_async.report import write_report
-from tests.report.pages import CHARTS, HOSTILE, NOON, Page, make_failure, make_note, report
+from piapi_async.report.svg import WIDTH
+from tests.report.pages import CHARTS, HOSTILE, NOON, Page, bars_in, make_failure, make_note, report
 
 # -- numbers ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_figures_at_the_top(tmp_path: Path) -> None:
     notes = [make_note(number, cost="0.1", cost_estimated=number < 3) for number in range(8)]
-    notes += [make_note(8, cost=None, tokens_in=None, tokens_out=None, unknown="0.75"), make_failure(9, unknown="0.5")]
+    notes += [
+        make_note(8, cost=None, tokens_in=None, tokens_out=None, unknown="0.05"),
+        make_failure(9, unknown="0.025"),
+    ]
     assert report(tmp_path, notes).cards == {
         "Rows": ("10", ""),
         "Answered": ("9", "90.0%"),
@@ -24,7 +28,7 @@ def test_the_figures_at_the_top(tmp_path: Path) -> None:
         "Tokens in": ("80", "not counted for 1 answer"),
         "Tokens out": ("160", "not counted for 1 answer"),
         "Cost": ("$0.8000", "of it $0.3000 estimated; 1 answer without a known price"),
-        "Unknown bills": ("$0.7500", "at most, beside the cost"),
+        "Unknown bills": ("$0.0500", "at most, beside the cost"),
         "Time at work": ("12 s", "without a pause"),  # from 3 s before noon to 9 s after it
         "Tokens a second": ("13.3", "out, while at work"),
         "Median latency": ("2 s", "of the answers"),
@@ -33,6 +37,8 @@ def test_the_figures_at_the_top(tmp_path: Path) -> None:
 
 def test_the_head_says_what_and_when(tmp_path: Path) -> None:
     page = report(tmp_path, [make_note(0), make_note(5)])
+    assert page.text.startswith("<!DOCTYPE html>\n")
+    assert page.text.endswith("</html>\n")
     assert "<title>Batch report: results.jsonl</title>" in page.text
     assert '<time datetime="2026-11-18T11:59:57Z">2026-11-18 11:59:57</time>' in page.text
     assert '<time datetime="2026-11-18T12:00:05Z">2026-11-18 12:00:05</time>' in page.text
@@ -68,6 +74,7 @@ def test_costs_are_by_model_and_provider(tmp_path: Path) -> None:
     assert description.endswith("gpt-4o · piapi $6.0000; gpt-4o · backup $4.0000; own · piapi no known price.")
     assert {"gpt-4o · piapi", "$6.0000", "no known price", "US dollars"} <= set(texts)
     assert page.text.count("by estimated tokens") == 1
+    assert bars_in(page.text)["light"] == [(WIDTH * 2 / 6, WIDTH * 4 / 6)]
 
 
 def test_failures_are_by_kind_and_provider(tmp_path: Path) -> None:
@@ -128,6 +135,7 @@ def test_where_all_was_answered_at_once_there_are_sentences(tmp_path: Path) -> N
     assert page.sections["Failures by kind"] == "No row failed."
     assert len(page.charts) == CHARTS - 2
     assert page.chart("Cost")[0].endswith("gpt-4o · piapi no known price.")
+    assert "by estimated tokens" not in page.text
     assert page.cards["Cost"] == ("$0.00", "1 answer without a known price")
 
 
