@@ -35,7 +35,7 @@ def test_the_name_of_the_file_stays_text(tmp_path: Path) -> None:
     assert "b" not in page.tags
 
 
-def test_the_plotting_library_waits_until_it_is_needed() -> None:
+def test_matplotlib_is_imported_only_when_a_chart_is_drawn() -> None:
     code = "import sys, piapi_async.report; print({'matplotlib', 'numpy'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
@@ -51,7 +51,7 @@ def test_without_the_extra_it_says_what_to_install(
         write_report(results, tmp_path / "report.html")
 
 
-def test_a_place_where_no_page_can_be_is_refused_ahead(tmp_path: Path, results: Path) -> None:
+def test_a_place_where_no_page_can_go_is_refused(tmp_path: Path, results: Path) -> None:
     (tmp_path / "link").symlink_to(results)
     (tmp_path / "other").hardlink_to(results)
     for place, message in (
