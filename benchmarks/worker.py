@@ -343,11 +343,22 @@ class Paced:
 
 
 @asynccontextmanager
+async def _paced_peer(task: Task) -> AsyncGenerator[tuple[Peer, asyncio.StreamWriter]]:
+    """Yields the task's client, open, for a port of its own with paced streams, and the connection that controls it."""
+    reader, control = await asyncio.open_connection("127.0.0.1", task.ports["control"])
+    try:
+        peer = make_peer(task, int(await reader.readline()))
+        async with peer.resource:
+            yield peer, control
+    finally:
+        control.close()
+        await control.wait_closed()
+
+
+@asynccontextmanager
 async def streams(task: Task) -> AsyncGenerator[Round]:
     """Many streams, one token at a time. The first round shows how much memory they take."""
-    reader, control = await asyncio.open_connection("127.0.0.1", task.ports["control"])
-    peer = make_peer(task, int(await reader.readline()))
-    async with peer.resource:
+    async with _paced_peer(task) as (peer, control):
         first = Paced(peer, control)  # so that modules loaded late don't count as memory of the streams
         await first.open(min(8, task.count))
         await first.tick(1)
@@ -364,38 +375,34 @@ async def streams(task: Task) -> AsyncGenerator[Round]:
 
         yield one_round
         await paced.end()
-    control.close()
 
 
 @asynccontextmanager
 async def first(task: Task) -> AsyncGenerator[Round]:
     """The first tokens of streams. They begin ``width`` at a time; the next ones begin when these have ended."""
-    reader, control = await asyncio.open_connection("127.0.0.1", task.ports["control"])
-    peer = make_peer(task, int(await reader.readline()))
+    async with _paced_peer(task) as (peer, control):
 
-    async def one_round() -> Measurement:
-        result = Measurement()
-        seconds: list[float] = []
-        for _ in range(max(1, task.count // task.width)):
-            paced = Paced(peer, control)
-            cpu = cpu_time()
-            await paced.open(task.width)
-            result.cpu += cpu_time() - cpu
-            opened = await paced.tick(0)
-            result.failed += opened.failed
-            result.error = result.error or opened.error
-            seconds += paced.first
-            await paced.end()
-        result.units = len(seconds)
-        if len(seconds) > 1:
-            percentiles = quantiles(seconds, n=100, method="inclusive")
-            result.first = percentiles[49], percentiles[89], percentiles[98]
-        return result
+        async def one_round() -> Measurement:
+            result = Measurement()
+            seconds: list[float] = []
+            for _ in range(max(1, task.count // task.width)):
+                paced = Paced(peer, control)
+                cpu = cpu_time()
+                await paced.open(task.width)
+                result.cpu += cpu_time() - cpu
+                opened = await paced.tick(0)
+                result.failed += opened.failed
+                result.error = result.error or opened.error
+                seconds += paced.first
+                await paced.end()
+            result.units = len(seconds)
+            if len(seconds) > 1:
+                percentiles = quantiles(seconds, n=100, method="inclusive")
+                result.first = percentiles[49], percentiles[89], percentiles[98]
+            return result
 
-    async with peer.resource:
         await one_round()  # not measured: opens the connections
         yield one_round
-    control.close()
 
 
 @asynccontextmanager
