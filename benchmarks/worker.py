@@ -523,11 +523,12 @@ def free_a_block() -> None:
     """Frees a block of `FREED_BLOCK` bytes, so that every client starts like a process that has run for a while.
 
     asyncio asks for a buffer of 256 KiB before each read, however little arrives. In a fresh process glibc has the
-    kernel map such a buffer and unmap it again, every time, which costs several times as much as the read. It stops
-    once the process has freed a larger block: from then on it keeps blocks of that size for reuse (``mallopt(3)``,
-    ``M_MMAP_THRESHOLD``). Every long-running process gets there sooner or later. Without this, the bare loop would look
-    twice as dear for slow streams, and any client that happens to free a large block early would look good beside it.
-    To other allocators this does nothing.
+    kernel map each such buffer and unmap it again, which costs several times as much as the read. That ends when the
+    process frees a block larger than the buffer: from then on glibc keeps memory of that size for reuse (see
+    ``M_MMAP_THRESHOLD`` in ``mallopt(3)``). The buffers themselves don't have this effect, as Python shrinks them
+    before it frees them. Every long-running process frees such a block sooner or later. If the workers did not, the
+    bare loop would look twice as dear for slow streams, and a client that happens to free a large block early would
+    look good beside it. To other allocators than glibc's this does nothing.
     """
     bytes(FREED_BLOCK)
 

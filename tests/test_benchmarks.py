@@ -390,18 +390,24 @@ def test_a_worker_that_cannot_work_fails_all_its_calls() -> None:
 
 COUNT_FAULTS = """
 import resource
+import socket
 from contextlib import asynccontextmanager
 from benchmarks import worker
 
 @asynccontextmanager
 async def faults(task):
+    here, there = socket.socketpair()
+    filling = [bytes(100_000) for _ in range(200)]  # else a gap that the imports left may do for the buffers
+
     async def one_round():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(task.count):
-            b"." * (256 << 10)
+            there.send(b"a token")
+            here.recv(256 << 10)
         return worker.Measurement(units=resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
-    yield one_round
+    with here, there:
+        yield one_round
 
 worker.JOBS["faults"] = faults
 worker.main()
@@ -416,8 +422,8 @@ def test_a_worker_keeps_the_memory_that_it_reads_into() -> None:
         command, cwd=ROOT, input=b"round\n" * 2, capture_output=True, check=True, timeout=60
     ).stdout
     _ready, _first, second = printed.splitlines()
-    # A buffer that is mapped anew has a fault in each page: 64 of them, 100 times.
-    assert msgspec.json.decode(second, type=worker.Measurement).units < 100
+    # Each buffer that is mapped anew has a page fault at least.
+    assert msgspec.json.decode(second, type=worker.Measurement).units < 50
 
 
 @pytest.mark.parametrize("peer", [needs(peer) for peer in row("sse").peers])
