@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: all rows, each with its peers taking turns in many short rounds, then the table."""
+"""``python -m benchmarks``: measures each row, its peers taking turns in many short rounds, and prints the table."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.rows import ROWS, UVLOOP, Outcome, Row, evaluate, failures, ours
 
 ROUNDS = 20
 LOOPED = "complete,tokens,paced"
-"""Rows that ``--loops`` measures unless told otherwise."""
+"""The rows that ``--loops`` measures by default."""
 
 
 def measure(rows: Sequence[Row], scale: float, rounds: int, *, uvloop: bool = False) -> list[Outcome]:
-    """Measures the rows one after the other, each with all its peers taking turns."""
+    """Measures the rows one after the other. The peers of a row take turns."""
     with load_server() as ports:
         outcomes: list[Outcome] = []
         for row in rows:
@@ -28,7 +28,7 @@ def measure(rows: Sequence[Row], scale: float, rounds: int, *, uvloop: bool = Fa
 
 
 def measure_loops(rows: Sequence[Row], scale: float, rounds: int) -> list[Outcome]:
-    """Measures the rows with ours and the baseline on asyncio's loop and on uvloop, all four taking turns."""
+    """Measures ours and the baseline on asyncio's loop and on uvloop. All four take turns."""
     with load_server() as ports:
         outcomes: list[Outcome] = []
         for row in (row.only(["ours"]) for row in rows):
@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures, prints, writes; returns 1 if a call of ours failed or answered wrongly, else 0."""
+    """Measures, prints and writes. Returns 1 if a call of ours failed or gave a wrong answer, else 0."""
     options = parse(arguments)
     rows = [row for row in ROWS if row.name in options.rows.split(",")]
     if options.peers is not None:
@@ -71,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(outcomes))
     print()
     print("Median of the rounds' ratios (median figure; quartiles of the ratios). CPU: user + system of the client.")
+    print("✗: ours misses what it must reach. The lean loop is a limit, not a goal: the least that aiohttp allows.")
     print(*failures(outcomes), sep="\n")
     if options.json is not None:
         write_report(options, rows=outcomes)

@@ -1,8 +1,10 @@
-"""The same jobs written for each client. A new peer is one class here, a line in each table below, its name in `rows`.
+"""The same jobs, written for each client.
 
-A peer hands every non-empty token of choice 0 to the sink it is given, or returns the text of choice 0. The worker
-checks both in the same way for all, so nobody wins by doing nothing. Each class imports its client when it is made:
-a worker process loads the client that it measures and no other.
+To add a peer, write one class here, add a line to each table at the end, and name it in `rows`.
+
+A peer returns the text of choice 0, or hands each of its non-empty tokens to a sink. The worker checks all peers in the
+same way, so none can win by doing less. A class imports its client when an object of it is made, so a worker process
+loads no client but the one that it measures.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,11 +21,15 @@ from typing import Any
 from benchmarks.server import API_KEY, MODEL
 
 Sink = Callable[[str], None]
-Decoder = Callable[[Iterable[bytes]], Iterator[str]]
+
+_HEADERS = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"}
 
 
 async def fan_out(call: Callable[[str], Awaitable[None]], prompts: Iterable[str], width: int) -> None:
-    """Calls once for each prompt, ``width`` calls at a time: workers on one iterator, the cheapest way by hand."""
+    """Calls once for each prompt, ``width`` calls at a time.
+
+    Workers share one iterator, which is the cheapest way to do this by hand.
+    """
     shared = iter(prompts)
 
     async def work() -> None:
@@ -36,10 +42,10 @@ async def fan_out(call: Callable[[str], Awaitable[None]], prompts: Iterable[str]
 
 
 class Peer(ABC):
-    """A client under test. It is made inside a running loop, and used inside ``async with peer.resource``.
+    """A client under test. Make it inside a running loop, and use it inside ``async with peer.resource``.
 
     Args:
-        resource: What opens and closes the client's connections.
+        resource: Opens and closes the client's connections.
     """
 
     def __init__(self, resource: AbstractAsyncContextManager[object]) -> None:
@@ -51,14 +57,14 @@ class Peer(ABC):
 
     @abstractmethod
     async def stream(self, prompt: str, sink: Sink) -> None:
-        """Hands each token of one stream to the sink, as it comes."""
+        """Hands each token of one stream to the sink as soon as it arrives."""
 
     async def chunks(self, prompt: str, sink: Sink) -> None:
-        """As `stream`, by way of whole chunks; the same thing for a client that has one way only."""
+        """Does what `stream` does, but reads whole chunks. For most clients that is the only way, so it is the same."""
         await self.stream(prompt, sink)
 
     async def map(self, prompts: Iterable[str], width: int, sink: Sink) -> None:
-        """Hands the text of every prompt's completion to the sink, ``width`` calls at a time."""
+        """Hands the text of each prompt's completion to the sink, with ``width`` calls at a time."""
 
         async def call(prompt: str) -> None:
             sink(await self.complete(prompt))
@@ -66,8 +72,8 @@ class Peer(ABC):
         await fan_out(call, prompts, width)
 
     async def read_slowly(self, prompt: str, sink: Callable[[str], Awaitable[None]]) -> None:
-        """As `stream`, but waits for the sink after each token."""
-        raise NotImplementedError(f"{type(self).__name__} is not read slowly")
+        """Does what `stream` does, but waits for the sink after each token."""
+        raise NotImplementedError(f"the row about slow readers does not measure {type(self).__name__}")
 
 
 def _body(prompt: str, *, stream: bool = False) -> dict[str, object]:
@@ -76,18 +82,18 @@ def _body(prompt: str, *, stream: bool = False) -> dict[str, object]:
 
 
 class Bare(Peer):
-    """What a careful engineer writes by hand: one aiohttp session, a fast JSON engine, no types and no retries."""
+    """What a careful engineer writes by hand: one aiohttp session and a fast JSON engine, no types, no retries."""
 
     def __init__(self, base_url: str, width: int) -> None:
         import aiohttp
         import msgspec
 
-        # Two defaults of aiohttp break under many long streams, and every hand-written loop ends up changing them:
-        # 100 connections and 300 seconds in all.
+        # aiohttp allows 100 connections, and 300 seconds for a whole answer. Many long streams need more of both, so
+        # every hand-written loop ends up changing these two defaults.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
-            headers={"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"},
+            headers=_HEADERS,
         )
         super().__init__(self._session)
         self._url = f"{base_url}/chat/completions"
@@ -104,7 +110,7 @@ class Bare(Peer):
         return text
 
     async def stream(self, prompt: str, sink: Sink) -> None:
-        """Posts, then takes the body line by line, to its very end so that the connection can be used again."""
+        """Posts, then reads the body line by line. It reads to the very end, so that the connection can be reused."""
         body = self._encode({"model": MODEL, "messages": [{"role": "user", "content": prompt}], "stream": True})
         async with self._session.post(self._url, data=body) as response:
             response.raise_for_status()
@@ -119,7 +125,7 @@ class Bare(Peer):
                     sink(token)
 
     async def read_slowly(self, prompt: str, sink: Callable[[str], Awaitable[None]]) -> None:
-        """The same loop once more: a call for each line, to share it, would make the baseline dearer than it is."""
+        """Repeats the loop of `stream`: sharing it would add a call for each line and make the baseline look dear."""
         async with self._session.post(self._url, data=self._encode(_body(prompt, stream=True))) as response:
             response.raise_for_status()
             async for line in response.content:
@@ -129,19 +135,59 @@ class Bare(Peer):
                         await sink(token)
 
 
-class Kept(Bare):
-    """The same loop in a process that keeps the memory it reads into, as glibc does from a peer's first close on.
+class Lean(Peer):
+    """The cheapest loop that aiohttp's documented API allows: a limit for clients on aiohttp, and no bar.
 
-    Our client has it so from the start (`piapi_async.pool.KEPT_BLOCK`); this tells how much of the difference that is.
+    It has no cookies, no timers and no redirects, sends only the headers it needs, reads whatever has arrived, and
+    trusts the server to write events of one ``data`` line, with a blank line after each.
     """
 
     def __init__(self, base_url: str, width: int) -> None:
-        bytes(1 << 20)
-        super().__init__(base_url, width)
+        import aiohttp
+        import msgspec
+
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=_HEADERS,
+            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),  # asks for no compression, so undoes none
+            auto_decompress=False,
+        )
+        super().__init__(self._session)
+        self._url = f"{base_url}/chat/completions"
+        self._encode = msgspec.json.encode
+        self._decode: Callable[[bytes], Any] = msgspec.json.decode
+
+    async def complete(self, prompt: str) -> str:
+        """Posts, reads, decodes."""
+        async with self._session.post(self._url, data=self._encode(_body(prompt)), allow_redirects=False) as response:
+            response.raise_for_status()
+            body = b""
+            while piece := await response.content.readany():
+                body += piece
+        text: str = self._decode(body)["choices"][0]["message"]["content"]
+        return text
+
+    async def stream(self, prompt: str, sink: Sink) -> None:
+        """Posts, then splits what has arrived at blank lines. What follows the last one is the start of an event."""
+        body = self._encode(_body(prompt, stream=True))
+        async with self._session.post(self._url, data=body, allow_redirects=False) as response:
+            response.raise_for_status()
+            rest = b""
+            while piece := await response.content.readany():
+                *events, rest = (rest + piece).split(b"\n\n")
+                for event in events:
+                    data = event[6:]  # after "data: "
+                    if data == b"[DONE]":
+                        continue
+                    token = self._decode(data)["choices"][0]["delta"].get("content")
+                    if token:
+                        sink(token)
 
 
 class Ours(Peer):
-    """This library with all its features on, as they are by default; only the concurrency is that of the job."""
+    """This library with its defaults, so with all its features on. Only the concurrency is set, to that of the job."""
 
     def __init__(self, base_url: str, width: int) -> None:
         from piapi_async import Client, Limits
@@ -181,7 +227,7 @@ class Ours(Peer):
 
 
 class OpenAI(Peer):
-    """The official SDK as it comes, on its own HTTP client with its own limits (1,000 connections)."""
+    """The official SDK with its defaults: its own HTTP client, and at most 1,000 connections."""
 
     def __init__(self, base_url: str, width: int) -> None:
         from openai import AsyncOpenAI
@@ -190,7 +236,7 @@ class OpenAI(Peer):
         super().__init__(self._client)
 
     def _http_client(self) -> Any:
-        """Returns the SDK's HTTP client; `None` for its default."""
+        """Returns the HTTP client for the SDK, `None` for the SDK's own."""
 
     async def complete(self, prompt: str) -> str:
         """Awaits one completion."""
@@ -200,7 +246,7 @@ class OpenAI(Peer):
         return completion.choices[0].message.content or ""
 
     async def stream(self, prompt: str, sink: Sink) -> None:
-        """Iterates over the chunks, which is the SDK's one way."""
+        """Iterates over the chunks, the only way that the SDK has."""
         stream = await self._client.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": prompt}], stream=True
         )
@@ -211,7 +257,7 @@ class OpenAI(Peer):
 
 
 class OpenAIOnAiohttp(OpenAI):
-    """The official SDK with the aiohttp transport that it has as an extra."""
+    """The official SDK on aiohttp, which it offers as an extra."""
 
     def _http_client(self) -> Any:
         from openai import DefaultAioHttpClient
@@ -220,11 +266,11 @@ class OpenAIOnAiohttp(OpenAI):
 
 
 class LiteLLM(Peer):
-    """litellm's `acompletion` as it comes, on its own transport with its own limits (500 connections a host)."""
+    """litellm's `acompletion` with its defaults: its own transport, and at most 500 connections to a host."""
 
     def __init__(self, base_url: str, width: int) -> None:
-        os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import fetches a price list
-        litellm: Any = import_module("litellm")  # by name: the type check does without this peer
+        os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # without this the import downloads a price list
+        litellm: Any = import_module("litellm")  # by name, because the type check runs without this peer
         litellm.telemetry = False
         litellm.suppress_debug_info = True
         litellm.turn_off_message_logging = True
@@ -250,11 +296,37 @@ class LiteLLM(Peer):
                 sink(token)
 
 
-class Httpx(Peer):
-    """A loop by hand on httpx and httpx-sse, with the JSON engine of the bare loop, and no limit of connections either.
+class Flexllm(Peer):
+    """flexllm's `LLMClient` with its defaults but for two: the concurrency is the job's, and its 1,000 QPS are lifted.
 
-    Only idle connections keep to httpx's default limit: its pool looks at all connections for each idle one whenever a
-    request begins or ends, so keeping all 64 makes completions three times as dear, and the more the dearer.
+    Every stream of flexllm opens an aiohttp session of its own and breaks off at ``[DONE]``, so each of them pays for a
+    new connection. It has no chunks, and its `chat_batch` wants all prompts at once, so it has no part in those rows.
+    """
+
+    def __init__(self, base_url: str, width: int) -> None:
+        flexllm: Any = import_module("flexllm")  # by name, because the type check runs without this peer
+        self._client = flexllm.LLMClient(
+            provider="openai", base_url=base_url, api_key=API_KEY, model=MODEL, concurrency_limit=width, max_qps=0
+        )
+        super().__init__(self._client)
+
+    async def complete(self, prompt: str) -> str:
+        """Awaits one completion."""
+        text: str = (await self._client.chat([{"role": "user", "content": prompt}])).content
+        return text
+
+    async def stream(self, prompt: str, sink: Sink) -> None:
+        """Iterates over the events, and takes those of content."""
+        async for event in self._client.chat_stream([{"role": "user", "content": prompt}]):
+            if event["type"] == "content":
+                sink(event["content"])
+
+
+class Httpx(Peer):
+    """A loop by hand on httpx and httpx-sse, with the JSON engine of the bare loop and any number of connections.
+
+    It keeps only 20 of them when idle, which is httpx's default. At the start and the end of every request httpx's pool
+    looks at all connections once for each idle one, so a completion costs three times as much if all 64 are kept.
     """
 
     def __init__(self, base_url: str, width: int) -> None:
@@ -265,7 +337,7 @@ class Httpx(Peer):
         self._client = httpx.AsyncClient(
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
             timeout=httpx.Timeout(None, connect=30),
-            headers={"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"},
+            headers=_HEADERS,
         )
         super().__init__(self._client)
         self._url = f"{base_url}/chat/completions"
@@ -292,15 +364,57 @@ class Httpx(Peer):
                     sink(token)
 
 
+class Httpx2(Peer):
+    """A loop by hand on httpx2, which has event streams of its own, with the JSON engine of the bare loop.
+
+    As with httpx, the number of connections is free and only 20 are kept when idle. At the start and the end of every
+    request httpx2's pool probes the socket of each idle connection, so to keep all of them costs more.
+    """
+
+    def __init__(self, base_url: str, width: int) -> None:
+        import msgspec
+
+        httpx2: Any = import_module("httpx2")  # by name, because the type check runs without this peer
+        self._client = httpx2.AsyncClient(
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
+            timeout=httpx2.Timeout(None, connect=30),
+            headers=_HEADERS,
+        )
+        super().__init__(self._client)
+        self._url = f"{base_url}/chat/completions"
+        self._encode = msgspec.json.encode
+        self._decode: Callable[[bytes | str], Any] = msgspec.json.decode
+
+    async def complete(self, prompt: str) -> str:
+        """Posts, decodes."""
+        response = await self._client.post(self._url, content=self._encode(_body(prompt)))
+        text: str = self._decode(response.raise_for_status().content)["choices"][0]["message"]["content"]
+        return text
+
+    async def stream(self, prompt: str, sink: Sink) -> None:
+        """Iterates over the events."""
+        body = self._encode(_body(prompt, stream=True))
+        async with self._client.sse(self._url, method="POST", content=body) as source:
+            source.response.raise_for_status()
+            async for event in source:
+                if event.data == "[DONE]":
+                    continue
+                token = self._decode(event.data)["choices"][0]["delta"].get("content")
+                if token:
+                    sink(token)
+
+
 class Pyreqwest(Peer):
-    """Rust's reqwest by way of pyreqwest, for plain completions; its CPU includes that of its own thread."""
+    """Rust's reqwest, called through pyreqwest. Its CPU includes that of the thread in which it works.
+
+    It has no event streams, so it only completes.
+    """
 
     def __init__(self, base_url: str, width: int) -> None:
         import msgspec
 
         builder = import_module("pyreqwest.client").ClientBuilder()
-        headers = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"}
-        self._client = builder.error_for_status(True).default_headers(headers).build()
+        self._client = builder.error_for_status(True).default_headers(_HEADERS).build()
         super().__init__(self._client)
         self._url = f"{base_url}/chat/completions"
         self._encode = msgspec.json.encode
@@ -313,75 +427,49 @@ class Pyreqwest(Peer):
         return text
 
     async def stream(self, prompt: str, sink: Sink) -> None:
-        """Is not measured: pyreqwest has no event streams."""
+        """Raises `NotImplementedError`."""
         raise NotImplementedError("pyreqwest has no event streams")
 
 
 PEERS: dict[str, Callable[[str, int], Peer]] = {
     "bare": Bare,
+    "lean": Lean,
     "ours": Ours,
-    "kept": Kept,
     "openai": OpenAI,
     "openai-aiohttp": OpenAIOnAiohttp,
     "litellm": LiteLLM,
+    "flexllm": Flexllm,
     "httpx": Httpx,
+    "httpx2": Httpx2,
     "pyreqwest": Pyreqwest,
 }
-"""Name of a peer → what makes one, from the base URL and the number of calls in flight."""
+"""Name of a peer → its class, which takes the base URL and the number of calls in flight."""
 
 IMPORTS = {
     "bare": "import aiohttp, cattrs",
     "ours": "import piapi_async",
     "openai": "import openai",
     "litellm": "import os; os.environ['LITELLM_LOCAL_MODEL_COST_MAP'] = 'True'; import litellm",
+    "flexllm": "import flexllm",
     "httpx": "import httpx, httpx_sse",
+    "httpx2": "import httpx2",
     "pyreqwest": "import pyreqwest.client",
 }
-"""Name of a peer → the statement that loads it."""
+"""Name of a peer → the statement that imports it."""
 
 MODULES = {
     "openai": ("openai",),
     "openai-aiohttp": ("openai",),
     "litellm": ("litellm",),
+    "flexllm": ("flexllm",),
     "httpx": ("httpx", "httpx_sse"),
     "httpx-sse": ("httpx", "httpx_sse"),
+    "httpx2": ("httpx2",),
     "pyreqwest": ("pyreqwest",),
 }
-"""Name of a peer or decoder → what must be installed for it, besides what this library needs itself."""
+"""Name of a peer or decoder → the modules that it needs beyond those that this library needs itself."""
 
 
 def installed(peer: str) -> bool:
-    """Returns whether all that a peer or decoder needs is installed."""
+    """Returns whether everything that a peer or decoder needs is installed."""
     return all(find_spec(module) is not None for module in MODULES.get(peer, ()))
-
-
-def decode_ours(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Yields the data of each event, by our decoder."""
-    from piapi_async import SSEDecoder
-
-    decoder = SSEDecoder()
-    for piece in pieces:
-        for event in decoder.feed(piece):
-            yield event.data
-
-
-def decode_httpx_sse(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Yields the data of each event, by httpx-sse; its public way in is a response."""
-    import httpx
-    import httpx_sse
-
-    response = httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=iter(pieces))
-    for event in httpx_sse.EventSource(response).iter_sse():
-        yield event.data
-
-
-def decode_openai(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Yields the data of each event, by the decoder inside the OpenAI SDK."""
-    from openai._streaming import SSEDecoder
-
-    for event in SSEDecoder().iter_bytes(iter(pieces)):
-        yield event.data
-
-
-DECODERS: dict[str, Decoder] = {"httpx-sse": decode_httpx_sse, "ours": decode_ours, "openai": decode_openai}
-"""Name of a decoder → a function from pieces of a body to the data of its events."""

@@ -1,16 +1,16 @@
-"""``python -m benchmarks.curves``: how cost grows with the calls in flight, an answer's length, the prompts of a map.
+"""``python -m benchmarks.curves``: how cost grows with the calls in flight, the length of an answer, and the prompts.
 
-Each curve is a few points, measured like the rows of the table: all peers taking turns, every reply checked. What to
-expect:
+Each curve has a few points, measured like the rows of the table: the peers take turns, and every reply is checked. What
+to expect:
 
-- *first*: what a stream costs until its first token, and how long that takes when so many begin together. One client
-  begins them all, so the last of 2,000 waits for the CPU of 1,999 others: there the seconds are CPU in disguise. The
-  seconds are of the streams that came; the CPU is that of all, also of those that a client never opened.
-- *flight*: alone, a call pays for its turns of the loop alone. Among thousands it pays for Python's garbage collector,
-  which walks over all that is alive: *uncollected* is the same without it, and flat. Memory is what the calls and their
-  connections take at most, per call; there is none for few calls, which fit into pages that are there already.
+- *first*: the CPU and the time that a stream takes until its first token, when so many begin together. One client
+  begins them all, so the last of 2,000 waits for the CPU of 1,999 others, and the seconds mostly show CPU. The seconds
+  are those of the streams that got a token; the CPU is that of all, even of those that a client never opened.
+- *flight*: a lone call pays for whole turns of the event loop. A call among thousands pays for Python's garbage
+  collector, which walks over every object alive; *uncollected* is the same without the collector, and flat. Memory is
+  the peak per call, with its connection. For few calls it can't be seen, as they fit into pages that the process has.
 - *length*: the cost of a call is spread over its tokens, so short answers look dear for every client.
-- *map*: flat in CPU per prompt; memory doesn't grow, as nothing is kept of what was handed over.
+- *map*: CPU per prompt is flat. Memory doesn't grow, as nothing is kept of what was handed over.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from benchmarks.worker import Measurement
 ROUNDS = 8
 
 VISIBLE = 100
-"""Least calls in flight whose memory can be told from that of the process."""
+"""How many calls must be in flight before their memory can be told apart from the rest of the process."""
 
 
 @attrs.frozen(kw_only=True)
 class Figure:
-    """What is read off each point of a curve.
+    """One figure of a curve, taken at each of its points.
 
     Attributes:
-        figure: What the table calls it.
+        figure: Its name in the table.
         metric: As in `Row`.
         unit: As in `Row`.
         ratio: As in `Row`.
@@ -56,9 +56,9 @@ class Curve:
     """Points along one axis.
 
     Attributes:
-        name: What ``--curves`` calls it.
-        points: How to measure each point; the ``figure`` of a point says where on the axis it is.
-        figures: What is read off each point.
+        name: Its name for ``--curves``.
+        points: How to measure each point. The ``figure`` of a point says where on the axis it is.
+        figures: The figures that are taken at each point.
     """
 
     name: str
@@ -103,7 +103,7 @@ def _point(name: str, figure: str, job: str, count: int, peers: tuple[str, ...] 
 
 def _first(streams: int) -> Row:
     point = _point(f"first {streams}", "{width} at once", "first", max(streams, 500), STREAMING)
-    # A stream that a client doesn't open costs seconds of waiting in each round.
+    # Few rounds, as a client that can't open all streams costs seconds of waiting in each of them.
     return attrs.evolve(point, width=streams, rounds=4 if streams > 500 else ROUNDS)
 
 
@@ -174,7 +174,7 @@ def measure(curve: Curve, ports: dict[str, int], scale: float, rounds: int, *, u
 
 
 def flatness(curve: Curve, outcomes: Sequence[Outcome]) -> list[str]:
-    """Returns, for each figure that should be flat, how far ours and the baseline are from it."""
+    """Returns a line for each figure that should be flat, which says how flat it is for ours and for the baseline."""
     lines: list[str] = []
     for place, figure in enumerate(curve.figures):
         count = len(curve.points)
@@ -207,7 +207,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures, prints, writes; returns 1 if a call of ours failed or answered wrongly, else 0."""
+    """Measures, prints and writes. Returns 1 if a call of ours failed or gave a wrong answer, else 0."""
     options = parse(arguments)
     curves = [curve for curve in CURVES if curve.name in options.curves.split(",")]
     if options.peers is not None:
@@ -217,9 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for curve in curves:
             outcomes = measure(curve, ports, options.scale, options.rounds, uvloop=options.uvloop)
             measured[curve.name] = outcomes
-            failed = failures(outcomes[: len(curve.points)])  # the other figures are of the same calls
+            failed = failures(outcomes[: len(curve.points)])  # the other figures are about the same calls
             print(table(outcomes, added=True), "", *flatness(curve, outcomes), *failed, "", sep="\n")
-    print("Median of the rounds' ratios (median figure, what it is more than the baseline's; quartiles of the ratios).")
+    print("Median of the rounds' ratios (median figure, its difference to the baseline's; quartiles of the ratios).")
     if options.json is not None:
         write_report(options, curves=measured)
     return int(ours_failed(outcome for outcomes in measured.values() for outcome in outcomes))

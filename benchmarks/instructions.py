@@ -1,10 +1,12 @@
 """``python -m benchmarks.instructions``: how many instructions of the client a call or a token takes.
 
-A count, not a time: it is the same whatever else the machine does, so a change of one in a hundred shows at once. It
-knows nothing of what the kernel does for the client, nor of what waits for memory; the bars are about CPU time.
+This is a count, not a time. It is the same whatever else the machine does, so a change of one per cent shows at once.
+It leaves out what the kernel does for the client and how long the CPU waits for memory, so what ours must reach is set
+in CPU time.
 
-valgrind runs the worker for one round and for some more; what these add is divided by their units. Python's garbage
-collector is off, as few of its full turns fall into so short a run. Needs valgrind, and takes some minutes.
+valgrind runs the worker for one round, and again for some more. The difference, divided by the units of the additional
+rounds, is the figure. Python's garbage collector is off, as too few of its full collections would fall into so short a
+run. Needs valgrind, and takes some minutes.
 """
 
 from __future__ import annotations
@@ -26,15 +28,15 @@ from benchmarks.rows import LABELS, ROWS
 from benchmarks.worker import DEADLINE, Measurement, Task
 
 COUNTED = "complete,tokens,chunks,paced"
-"""Rows that are counted unless told otherwise; those of memory and of imports can't be."""
+"""The rows that can be counted, all of them by default. Those about memory and imports can't."""
 
 SCALE = 0.1
 MORE = 3
-"""Rounds of the longer run beside the first one."""
+"""How many more rounds the longer run has."""
 
 
 def count(task: Task, rounds: int) -> tuple[int, int]:
-    """Returns the instructions of a worker that does so many rounds, and the units of these."""
+    """Returns the instructions of a worker that does so many rounds, and the units of those rounds."""
     command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
     command += [sys.executable, "-m", "benchmarks.worker", msgspec.json.encode(task).decode()]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What the commands have in common: their options, and the report that they write for machines."""
+"""What the commands share: their options, and the JSON report that they write."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ PACKAGES = (
     "uvloop",
     "openai",
     "litellm",
+    "flexllm",
     "httpx",
     "httpx2",
     "httpx-sse",
@@ -42,7 +43,7 @@ def add_common(parser: argparse.ArgumentParser, rounds: int) -> None:
 
 
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace, what: str, names: Collection[str]) -> None:
-    """Refuses names that don't exist, and fills in the counts that were not given."""
+    """Refuses unknown names, and fills in the counts that were not given."""
     for option, known in ((what, names), ("peers", LABELS)):
         given = getattr(options, option)
         unknown = set(given.split(",")) - set(known) if given is not None else set()
@@ -55,7 +56,7 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace, what: st
 
 
 def environment() -> dict[str, str]:
-    """Returns what the figures depend on: Python, platform and package versions."""
+    """Returns the versions of everything that the figures depend on, by name: Python, the platform, the packages."""
     found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
     for package in PACKAGES:
         try:
@@ -66,7 +67,7 @@ def environment() -> dict[str, str]:
 
 
 def write_report(options: argparse.Namespace, **measured: object) -> None:
-    """Writes what was measured to the file of ``--json``, with all that it depends on."""
+    """Writes what was measured to the file of ``--json``, with the versions and options that it depends on."""
     report = {
         "environment": environment(),
         "uvloop": options.uvloop,

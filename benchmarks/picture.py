@@ -1,8 +1,9 @@
 """``python -m benchmarks.picture results.json -o benchmarks/speed.svg``: the ratios of the table as one picture.
 
-Each figure whose baseline is the bare loop becomes a group of bars on one logarithmic axis, ours on top. The bars begin
-at 1, the bare loop, so what costs as much as it has no bar. The same file gives the same bytes: no date, no random
-names. The background is opaque, so that the picture looks the same in a light and in a dark page.
+Each figure that is compared to the bare loop becomes a group of bars on one logarithmic axis, with ours on top. Bars
+start at 1, which is the bare loop: a client that costs exactly as much has no bar. The same file always gives the same
+bytes, as the picture holds no date and no random names. Its background is opaque, so it looks the same on a light and
+on a dark page.
 
 Needs matplotlib, and a file that ``python -m benchmarks --json`` wrote.
 """
@@ -29,26 +30,27 @@ TITLES = {
     "memory": "memory of a live stream",
     "import": "CPU of the import",
 }
-"""Rows of the picture, from top to bottom → what it calls them."""
+"""Rows of the picture, from top to bottom → their titles."""
 
 OURS, OTHERS, GOAL = "#0969da", "#b6bec8", "#cf222e"
 INK, FAINT, GRID, PAPER = "#1f2328", "#59636e", "#eaeef2", "#ffffff"
 
-HEADLINE = "Cost of the client, as a multiple of the aiohttp loop one would write by hand"
+HEADLINE = "Cost of the client, as a multiple of an aiohttp loop written by hand"
 LEGEND = "1 × and no bar: as cheap as that loop. The scale is logarithmic. Red: what piapi-async must reach."
 
 FIRST = 0.4
-"""Left end of the axis; a bar that goes farther left ends here, and its number tells the rest."""
+"""Left end of the axis. A bar that would go farther left ends here; the number beside it says how far."""
 
 WIDTH, LEFT, MARGIN, ABOVE, BELOW = 8.4, 2.2, 0.2, 0.72, 0.66
 STEP, GAP = 0.19, 0.33
-"""Inches, as those of the line above: what a bar takes, and what the title of a group takes."""
+"""Height of a bar, and of the title of a group. These, like those of the line above, are in inches."""
 
-SOURCES = ("python", "piapi-async", "aiohttp", "openai", "litellm", "httpx", "pyreqwest")
+SOURCES = ("python", "piapi-async", "aiohttp", "openai", "litellm", "flexllm", "httpx", "httpx2", "pyreqwest")
+"""The versions that the foot of the picture names."""
 
 SETTINGS = {
     "svg.hashsalt": "piapi-async",
-    "svg.fonttype": "none",  # text stays text: a quarter of the size, and it can be searched and read aloud
+    "svg.fonttype": "none",  # keeps text as text: the file is a quarter of the size, and can be searched and read aloud
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],  # the first comes with matplotlib
     "font.size": 8.5,
@@ -60,10 +62,10 @@ class Bar:
     """One bar.
 
     Attributes:
-        label: Whose it is.
-        ratio: Where it ends.
-        note: What stands beside it.
-        ours: Whether it is ours.
+        label: Name of the client.
+        ratio: Where the bar ends.
+        note: The text beside it.
+        ours: Whether the client is ours.
     """
 
     label: str
@@ -79,7 +81,7 @@ class Group:
     Attributes:
         title: What was measured.
         bars: The bars, from top to bottom, ours first.
-        goal: What ours must reach, `None` if nothing is set.
+        goal: What ours must reach, `None` if there is no bar to reach.
     """
 
     title: str
@@ -89,7 +91,7 @@ class Group:
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """What the picture needs of a report.
+    """The parts of a report that the picture needs.
 
     Attributes:
         environment: Versions by name.
@@ -100,13 +102,13 @@ class Report:
     rows: list[Outcome]
 
     def source(self) -> str:
-        """Returns a line that says what the figures depend on."""
+        """Returns a line with the versions that the figures depend on."""
         packages = [f"{name} {found}" for name, found in self.environment.items() if name in SOURCES]
         return " · ".join(package for package in packages if not package.endswith(NOT_INSTALLED))
 
 
 def groups(outcomes: Sequence[Outcome]) -> list[Group]:
-    """Returns what the picture shows of the outcomes. A peer without a ratio, not installed for one, has no bar."""
+    """Returns the groups of the picture. A peer without a ratio, such as one that is not installed, has no bar."""
     found = {outcome.name: outcome for outcome in outcomes}
     chosen = [(title, found[name]) for name, title in TITLES.items() if name in found]
     return [Group(title=title, bars=_bars(outcome), goal=outcome.bar) for title, outcome in chosen if _bars(outcome)]
@@ -126,11 +128,11 @@ def _bar(peer: str, cell: Cell) -> Bar | None:
 
 
 def draw(shown: Sequence[Group], source: str) -> Any:
-    """Returns the picture as a figure of matplotlib; to be drawn and saved under `SETTINGS`.
+    """Returns the picture as a figure of matplotlib. Draw and save it under `SETTINGS`.
 
     Args:
         shown: The groups, from top to bottom.
-        source: What the figures depend on: the line at the foot.
+        source: The line at the foot, which says what the figures depend on.
     """
     height = sum(GAP + STEP * len(group.bars) for group in shown)
     whole = ABOVE + height + BELOW
@@ -157,7 +159,7 @@ def draw(shown: Sequence[Group], source: str) -> Any:
 
 def _draw_scale(axes: Any, last: float) -> None:
     axes.set_xscale("log")
-    axes.set_xlim(FIRST, max(last, 10) * 2.5)  # with room for the number beside the longest bar
+    axes.set_xlim(FIRST, max(last, 10) * 2.5)  # leaves room for the number beside the longest bar
     ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if tick <= max(last, 10)]
     axes.set_xticks(ticks, [f"{tick:g} ×" for tick in ticks], color=FAINT)
     axes.set_yticks([])
@@ -170,7 +172,7 @@ def _draw_scale(axes: Any, last: float) -> None:
 
 
 def _draw_bar(axes: Any, middle: float, bar: Bar, *, clear: float) -> None:
-    """Draws a bar, and its number beside it, to the right of what must stay clear of it."""
+    """Draws a bar and the number beside it. The number stands to the right of ``clear``, where a goal may be drawn."""
     color, weight = (OURS, "bold") if bar.ours else (OTHERS, "normal")
     end = max(bar.ratio, FIRST)
     axes.barh(middle, end - 1, left=1, height=STEP * 0.72, color=color)
@@ -186,7 +188,7 @@ def _write(axes: Any, across: float, down: float, text: str, color: str = INK, *
 
 
 def save(report: Path, picture: Path) -> None:
-    """Makes the picture (SVG, or PNG for a look at it) of a report.
+    """Draws the picture of a report, as SVG or PNG by the name of the file.
 
     Raises:
         ValueError: The report has no ratio to the bare loop.

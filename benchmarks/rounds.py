@@ -1,4 +1,4 @@
-"""The interleaved rounds: a load server, a worker for each peer, and turns that are short and fair."""
+"""The rounds: a load server, a worker for each peer, and short rounds in which the workers take turns."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from benchmarks.worker import Measurement, Task
 
 ROOT = Path(__file__).resolve().parents[1]
 SITTING = 4
-"""Rounds that a worker lives for. One process can be a tenth faster than the next that does the same (how its memory
-happens to lie), which no number of rounds in it would show."""
+"""How many rounds a worker does before a new process replaces it. One process can be a tenth faster than the next one,
+just by how its memory happens to be laid out, and more rounds in the same process would never show that."""
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def load_server() -> Generator[dict[str, int]]:
 
 
 class Worker:
-    """A worker process. One that can't do its job fails all its calls, and its last words say why."""
+    """A worker process. If it can't do its job, all its calls count as failed, and its last line of output says why."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -52,7 +52,7 @@ class Worker:
         self._stdout.readline()  # "ready", or nothing if it died
 
     def one_round(self) -> Measurement:
-        """Has it do one round."""
+        """Has the process do one round."""
         try:
             self._stdin.write(b"round\n")
         except BrokenPipeError:
@@ -61,7 +61,7 @@ class Worker:
         return msgspec.json.decode(line, type=Measurement) if line else self._failure()
 
     def close(self) -> Measurement:
-        """Ends it; returns the failure if it doesn't end well, else an empty measurement."""
+        """Ends the process. Returns the failure if it ended badly, else an empty measurement."""
         self._stdin.close()
         result = self._failure() if self._process.wait() else Measurement()
         self._stdout.close()
@@ -78,7 +78,7 @@ class Worker:
 def run(
     row: Row, ports: dict[str, int], scale: float, rounds: int, *, uvloop: bool = False
 ) -> dict[str, list[Measurement]]:
-    """Measures all peers of a row, taking turns. A peer that isn't installed has no measurement."""
+    """Measures all peers of a row, in turns. A peer that is not installed gets no measurements."""
     tasks = {
         peer: attrs.evolve(row.task(peer, scale, uvloop=uvloop), ports=ports)
         for peer in row.peers
@@ -89,32 +89,33 @@ def run(
 
 
 def _take_turns(tasks: dict[str, Task], rounds: int) -> dict[str, list[Measurement]]:
-    """Starts all workers, then lets each do a short round in its turn; every round begins with another of them."""
+    """Starts all workers, then has each do a short round in its turn. Each round begins with another worker."""
     runs: dict[str, list[Measurement]] = {peer: [] for peer in tasks}
     order = list(tasks)
     for begin in range(0, rounds, SITTING):
-        # The last first: if nothing came while slow peers open their streams, ours would take the provider for dead.
+        # In reverse, so that slow peers open their streams before ours does. While they open, ours would get no token,
+        # and its timers would end its streams.
         workers = {peer: Worker(task) for peer, task in reversed(tasks.items())}
         for _ in range(begin, min(begin + SITTING, rounds)):
             for peer in order:
                 runs[peer].append(workers[peer].one_round())
             order.append(order.pop(0))
         for peer, worker in reversed(workers.items()):
-            _book_end(runs[peer][-1], worker.close())
+            _count_end(runs[peer][-1], worker.close())
     return runs
 
 
 def _take_turns_afresh(tasks: dict[str, Task], rounds: int) -> dict[str, list[Measurement]]:
-    """Starts a worker for each round, alone."""
+    """Starts a new worker for each round, and runs no other meanwhile."""
     runs: dict[str, list[Measurement]] = {peer: [] for peer in tasks}
     for _ in range(rounds):
         for peer, task in tasks.items():
             worker = Worker(task)
             runs[peer].append(worker.one_round())
-            _book_end(runs[peer][-1], worker.close())
+            _count_end(runs[peer][-1], worker.close())
     return runs
 
 
-def _book_end(result: Measurement, end: Measurement) -> None:
+def _count_end(result: Measurement, end: Measurement) -> None:
     result.failed = max(result.failed, end.failed)
     result.error = result.error or end.error

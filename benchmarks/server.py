@@ -1,15 +1,15 @@
-"""A load server that is never the bottleneck: it answers every request with bytes made before the first one came.
+"""A load server that is never the bottleneck, as its answers are bytes that it made before the first request.
 
 It speaks HTTP/1.1 with keep-alive over a bare `asyncio.Protocol`, and frames its answers as gateways do: JSON with
 ``Content-Length``, event streams in chunked coding with one event a chunk. It has two ports:
 
-- *fast* speaks HTTP and writes a stream at once, all 200 tokens of it; below ``/tokens/N/`` a stream has N tokens (the
-  200 again and again), below ``/padded/N/`` too, each in an event of more than `PADDING` bytes;
-- *control* speaks lines. Each connection is first told the number of a new port, all its own, that speaks HTTP and
-  gives a stream its first token at once and one more whenever the control connection says ``tick``; ``end`` ends all
-  streams there. So the client under test sets the pace, and each token is a read of its own however slow it is.
+- *fast* speaks HTTP and writes a whole stream of 200 tokens at once. Below ``/tokens/N/`` a stream has N tokens, the
+  200 repeated as needed. Below ``/padded/N/`` too, and each event is longer than `PADDING` bytes.
+- *control* speaks lines. Each connection is first told the number of a new HTTP port, opened for it alone. A stream on
+  that port gets its first token at once, and one more whenever the control connection says ``tick``; ``end`` ends all
+  of them. So the client under test sets the pace, and however slow it is, each token is a read of its own.
 
-``python -m benchmarks.server`` prints the ports as one line of JSON and serves until its standard input ends.
+``python -m benchmarks.server`` prints the ports as one line of JSON, and serves until its standard input ends.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ MODEL = "gpt-4o-mini"
 
 _SENTENCE = 'A token is a piece of text ; the word "café" may be two of them .\n'
 TOKENS = tuple((_SENTENCE.replace(" ", "| ") * 20).split("|")[:200])
-"""The 200 tokens of every answer; a quote, a line break and a letter beyond ASCII keep the decoders honest."""
+"""The 200 tokens of every answer. A quote, a line break and a letter beyond ASCII leave decoders no shortcut."""
 
 TEXT = "".join(TOKENS)
-"""The whole answer: what a client must have in hand for its call to count."""
+"""The whole answer, which a client must return for its call to count."""
 
 PADDING = 16 << 10
-"""Bytes that say nothing in each event of a padded stream: what is kept of an answer is small beside what was sent."""
+"""Bytes of padding in each event of a padded stream. They make it much longer than the answer that a client keeps."""
 
 _HEADERS = (
     b"HTTP/1.1 200 OK\r\n"
@@ -78,7 +78,7 @@ def _event(delta: dict[str, str], finish_reason: str | None = None, padding: str
         "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}],
     }
     if padding:
-        body["obfuscation"] = padding  # OpenAI pads its chunks under this name, so that their sizes don't tell the text
+        body["obfuscation"] = padding  # OpenAI's name for the padding that hides the length of a token
     return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
 
 
@@ -87,7 +87,7 @@ def _chunk(data: bytes) -> bytes:
 
 
 TOKEN_EVENTS = tuple(_event({"content": token}) for token in TOKENS)
-"""One event for each token, as it stands in the body (without chunk framing)."""
+"""One event for each token, as it stands in the body, without chunk framing."""
 
 _COMPLETION = _completion()
 _STREAM_HEAD = (
@@ -114,7 +114,7 @@ def _stream(kind: bytes, count: int) -> bytes:
 
 
 class Conductor:
-    """The live paced streams and how far each has come."""
+    """Sends the tokens of the paced streams, and knows how many each has got."""
 
     def __init__(self) -> None:
         self._sent: dict[asyncio.WriteTransport, int] = {}
@@ -125,24 +125,24 @@ class Conductor:
         self._sent[transport] = 1
 
     def forget(self, transport: asyncio.WriteTransport) -> None:
-        """Takes out a stream whose connection is gone."""
+        """Forgets a stream whose connection is gone."""
         self._sent.pop(transport, None)
 
     def tick(self) -> None:
-        """Sends each live stream its next token (after the 200th: the first again)."""
+        """Sends each stream its next token; after the last of the 200 comes the first again."""
         for transport, sent in self._sent.items():
             transport.write(_TOKEN_CHUNKS[sent % len(_TOKEN_CHUNKS)])
             self._sent[transport] = sent + 1
 
     def end(self) -> None:
-        """Sends each live stream its finish reason and its terminator."""
+        """Sends each stream its finish reason and its terminator."""
         for transport in self._sent:
             transport.write(_STREAM_TAIL)
         self._sent.clear()
 
 
 class Answerer(asyncio.Protocol):
-    """One connection of the HTTP ports. With a conductor its streams are paced, without one they are fast."""
+    """One connection of an HTTP port. Its streams are paced if it has a conductor, else fast."""
 
     _transport: asyncio.Transport
 
@@ -155,12 +155,12 @@ class Answerer(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends what the connection was being sent."""
+        """Has the conductor forget the stream."""
         if self._conductor is not None:
             self._conductor.forget(self._transport)
 
     def data_received(self, data: bytes) -> None:
-        """Answers as soon as a request is whole."""
+        """Answers as soon as the request is complete."""
         self._buffer += data
         head, blank, rest = self._buffer.partition(b"\r\n\r\n")
         if not blank:
@@ -218,14 +218,14 @@ async def _serve() -> None:
     _, fast = await _listen(None)
     control = await asyncio.start_server(_obey, "127.0.0.1", 0)
     print(json.dumps({"fast": fast, "control": control.sockets[0].getsockname()[1]}), flush=True)
-    # The parent writes nothing, so its pipe becomes readable when the parent closes it or dies.
+    # The parent writes nothing, so standard input becomes readable only when the parent closes it or dies.
     ended = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, ended.set)
     await ended.wait()
 
 
 def raise_file_limit() -> None:
-    """Raises the limit of open files as far as this process may: each stream is a socket."""
+    """Raises the limit of open files as far as this process may, as each stream takes a socket."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
