@@ -473,6 +473,7 @@ USER = {"role": "user", "content": "hi"}
         ({"logit_bias": [1]}, "logit_bias"),
         ({"functions": [{"name": "no spaces"}]}, "functions"),
         ({"functions": [{"name": "f", "parameters": []}]}, "functions"),
+        ({"functions": [{"name": "f", "parameters": {"properties": {"a": {"minLength": "1"}}}}]}, "functions"),
         ({"function_call": "auto"}, "function_call"),
         ({"function_call": "always", "functions": [WEATHER]}, "function_call"),
         ({"function_call": {"name": "other"}, "functions": [WEATHER]}, "function_call"),
