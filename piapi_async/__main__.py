@@ -1,4 +1,4 @@
-"""The ``piapi-async`` command: turns whatever ends a command into an exit status, never into a traceback.
+"""The ``piapi-async`` command. However a command ends, the user gets an exit status and never a traceback.
 
 The commands themselves are in `piapi_async.cli`, which needs the extra ``cli``.
 """
@@ -18,11 +18,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: The arguments after the program's name; ``sys.argv[1:]`` by default.
+        argv: The arguments after the program's name; None: ``sys.argv[1:]``.
 
     Returns:
-        The exit status: 0 for success, 1 when an exchange failed, 2 for bad input, a missing key or a missing extra,
-        130 after Ctrl-C.
+        The exit status: 0 for success, 1 if a request failed, 2 for bad input, a missing key or a missing extra, 130
+        after Ctrl-C.
     """
     try:
         from piapi_async.cli import run
@@ -32,15 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _CLI_EXTRA:
             raise
-        return _failed("the commands need an extra: pip install 'piapi-async[cli]'.", 2)
+        return _failed("the commands need the extra 'cli': pip install 'piapi-async[cli]'", 2)
     except KeyboardInterrupt:
         return _INTERRUPTED
     except OSError as error:
-        # The library translates its own OSErrors, so this is about standard output: a closed pipe, a full disk.
-        # What is still buffered must not fail again at exit.
+        # The library turns its own OSErrors into others, so this one is about standard output: a closed pipe, a full
+        # disk. What is still buffered must not fail again when Python exits.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1 if isinstance(error, BrokenPipeError) else _failed(f"cannot write the output: {error.strerror}.", 1)
+        return 1 if isinstance(error, BrokenPipeError) else _failed(f"cannot write the output: {error.strerror}", 1)
     return status
 
 

@@ -321,7 +321,7 @@ async def test_a_hedge_that_does_not_fit_is_not_sent() -> None:
 # -- K15 to K20 ------------------------------------------------------------------------------------------------------
 
 
-async def test_K15_cap_hit_with_64_in_flight(server: LocalServer) -> None:
+async def test_K15_a_map_hits_its_cap(server: LocalServer) -> None:
     server.latency = 0.005
     async with Client(KEY, base_url=server.base_url, model="gpt-4o", budget="0.05") as client:
         async with client.map([f"Question {i}?" for i in range(300)], concurrency=64, max_tokens=100) as results:
@@ -372,7 +372,7 @@ async def test_K17_two_race_for_the_last_of_the_budget(server: LocalServer, seed
         assert len(server.requests) == 1
 
 
-async def test_K19_price_unknown(server: LocalServer) -> None:
+async def test_K19_a_call_without_a_price(server: LocalServer) -> None:
     async with Client(KEY, base_url=server.base_url, budget="5") as client:
         with pytest.raises(InvalidRequestError, match=r"gpt-3\.5-turbo"):
             await client.complete("x", model="gpt-3.5-turbo")

@@ -341,7 +341,7 @@ def test_the_demo_runs_alone_and_leaves_standard_error_empty() -> None:
     done = subprocess.run((*STRICT, "demo", *options), capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
-    assert re.search(r"^ +[0-9.]+ s  piapi dies, with [0-9]+ requests under way$", done.stdout, re.MULTILINE)
+    assert re.search(r"^ +[0-9.]+ s  piapi dies, with [0-9]+ requests in flight$", done.stdout, re.MULTILINE)
     rows = rows_of(done.stdout)
     assert rows["answers"] == "30 of 30"
     assert (rows["lost"], rows["errors"]) == ("0", "0")
@@ -370,7 +370,7 @@ async def test_the_outage_kills_the_provider_and_revives_it() -> None:
             await outage.follow(served[-1], count)
     assert served == ["piapi", "piapi", "other", "other", "piapi", "piapi", "piapi"]
     assert news(screen) == [
-        "piapi dies, with 0 requests under way",
+        "piapi dies, with 0 requests in flight",
         "other answers in its place",
         "piapi is up again",
         "piapi answers again",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import ssl
 import traceback
 from collections.abc import AsyncIterator, Mapping
@@ -68,9 +67,6 @@ from tests.wires import (
 
 pytestmark = pytest.mark.anyio
 
-SECTIONS = {"E": 30, "F": 13}
-"""The sections that this module covers, with their number of rows."""
-
 SWIFT = Retry(base=0.001, cap=0.001, throttle_base=0.001, throttle_cap=0.001)
 OVERLOAD_ONLY = Retry(attempts=1, base=0, cap=0, throttle_base=1000, throttle_cap=1000)
 """Waits, for long, only where the provider says that it is overloaded."""
@@ -81,12 +77,6 @@ FRAIL = Health(failures=1)
 BACKUP_KEY = "sk-backup-B4cKuPB4cKuP"
 PAGE = b"<!DOCTYPE html><html><title>Just a moment...</title></html>"
 HTML = {"Content-Type": "text/html; charset=UTF-8"}
-
-
-def test_every_row_has_a_test() -> None:
-    tested = {m[1] for name in globals() if (m := re.match(r"test_([A-K]\d+)_", name))}
-    wanted = {f"{section}{row}" for section, rows in SECTIONS.items() for row in range(1, rows + 1)}
-    assert tested == wanted
 
 
 # -- tools -----------------------------------------------------------------------------------------------------------

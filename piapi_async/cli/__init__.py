@@ -1,7 +1,7 @@
 """The commands of ``piapi-async``: ``batch``, ``chat``, ``demo``, ``models``, ``serve``.
 
-Each command prints its result to standard output, and what went wrong in one sentence to standard error. Where standard
-output is no terminal, the lines are plain: no colours, no progress bar.
+Each command prints its result to standard output. If it fails, it says why in one sentence on standard error. Where
+standard output is no terminal, the lines are plain: no colours, no progress bar.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from piapi_async.report import check_report, write_report
 from piapi_async.testing import LocalServer
 
 DEFAULT_MODEL = "gpt-4o-mini"
-"""The cheapest model on PiAPI's page, and the only one that its free plan has."""
+"""The cheapest model on PiAPI's page, and the only one on its free plan."""
 
 BACKUP_KEY = "PIAPI_BACKUP_API_KEY"
-"""The environment variable with the backup's key."""
+"""The environment variable that holds the backup's key."""
 
 app = App(
     name="piapi-async",
     help="PiAPI's LLM API from the command line. The key comes from the environment variable PIAPI_API_KEY.",
     version=lambda: version("piapi-async"),
-    suppress_keyboard_interrupt=False,  # `piapi_async.__main__` ends every command alike
+    suppress_keyboard_interrupt=False,  # `piapi_async.__main__` takes care of it for every command
 )
 
 _Natural = Parameter(validator=Number(gte=1))
@@ -53,19 +53,20 @@ _Positive = Parameter(validator=Number(gt=0))
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run one command and report its failure, if any, in one sentence on standard error.
+    """Run one command. If it fails, say why in one sentence on standard error.
 
     Args:
         argv: The arguments after the program's name.
 
     Returns:
-        The exit status: 0, 1 when an exchange failed, 2 for bad input or a missing key, 130 for an interrupted batch.
+        The exit status: 0 for success, 1 if a request failed, 2 for bad input or a missing key, 130 for an interrupted
+        batch.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; everything is closed by then.
+        KeyboardInterrupt: Ctrl-C was pressed. By then everything is closed.
     """
     reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:  # an answer may hold what this terminal's encoding has not
+    if reconfigure is not None:  # an answer may hold characters that the terminal's encoding lacks
         reconfigure(errors="replace")
     try:
         status = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
@@ -97,18 +98,18 @@ def chat(
 
     Args:
         prompt: The question; "-" reads it from standard input.
-        model: The model that answers.
-        system: A system message to put in front.
+        model: The model to ask.
+        system: A system message to send first.
         temperature: How random the answer is, 0 to 2.
         max_tokens: The longest answer, in tokens.
-        base_url: Another OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
-        backup: Who answers when that one can't, as NAME=URL, with the key in PIAPI_BACKUP_API_KEY.
+        base_url: Ask this OpenAI-compatible server instead of PiAPI, such as http://127.0.0.1:8000/v1.
+        backup: Who answers when the first server can't, as NAME=URL. Put its key into PIAPI_BACKUP_API_KEY.
     """
-    # Not a coroutine itself: a read of standard input inside a running loop would not end on Ctrl-C.
+    # No coroutine: inside a running loop, Ctrl-C would not end a read of standard input.
     if prompt == "-":
         prompt = _read_prompt()
     if not prompt:
-        raise ConfigurationError("the prompt is empty: write a question.")
+        raise ConfigurationError("the prompt is empty; write a question")
     backups = _read_backup(backup)
     messages = [{"role": "user", "content": prompt}]
     if system is not None:
@@ -128,7 +129,7 @@ def _read_prompt() -> str:
     try:
         return sys.stdin.buffer.read().decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        raise ConfigurationError("the prompt on standard input is not UTF-8: convert it first.") from None
+        raise ConfigurationError("the prompt on standard input is not UTF-8; convert it first") from None
 
 
 def _read_backup(backup: str | None) -> list[Provider]:
@@ -136,9 +137,9 @@ def _read_backup(backup: str | None) -> list[Provider]:
         return []
     name, equals, url = backup.partition("=")
     if not name or not equals:
-        raise ConfigurationError("--backup: it is not NAME=URL; write one like other=https://api.example.com/v1.")
+        raise ConfigurationError("--backup: it must be NAME=URL, such as other=https://api.example.com/v1")
     if not os.environ.get(BACKUP_KEY):
-        raise ConfigurationError(f"--backup: there is no key for it; set the environment variable {BACKUP_KEY}.")
+        raise ConfigurationError(f"--backup: its key is missing; set the environment variable {BACKUP_KEY}")
     try:
         return [Provider(name, url, os.environ[BACKUP_KEY])]
     except ConfigurationError as error:
@@ -167,30 +168,30 @@ async def batch_command(
     dry_run: bool = False,
     report: str | None = None,
 ) -> int:
-    """Ask every row of a file and write each answer down; killed at any moment, it goes on where it ended.
+    """Ask every row of a file and save each answer. If it is stopped or killed, run it again: it goes on from there.
 
-    A row is a line of OpenAI's batch format, or {"prompt": …} or {"messages": […]} with parameters beside; in a text
-    file, a prompt a line. Results are in OpenAI's format, one line each, as they come. The exit status is 0 when every
-    row has its answer, 1 when not, 2 when nothing was sent, 130 after Ctrl-C.
+    A row is a line in OpenAI's batch format, or {"prompt": …} or {"messages": […]} with any parameters beside it. In a
+    text file, each line is a prompt. Results are in OpenAI's format, one line each, as they come in. The exit status is
+    0 if every row has its answer, 1 if not, 2 if nothing was sent, 130 after Ctrl-C.
 
     Args:
         requests: The file of requests; "-" for standard input.
-        output: The file of results; "-" for standard output, which can't be resumed.
-        model: The model of rows that name none.
-        temperature: How random answers are, 0 to 2, where a row does not say.
-        max_tokens: The longest answer, in tokens, where a row does not say.
-        base_url: Another OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
-        backup: Who answers when that one can't, as NAME=URL, with the key in PIAPI_BACKUP_API_KEY.
-        concurrency: How many rows are under way at once.
-        rpm: Most requests in a minute.
-        tpm: Most tokens in a minute, prompts and answers together.
-        budget: US dollars that the batch may cost at most, earlier runs included.
-        deadline: Seconds for this run; what is not done by then stays to be done.
-        stream: Stream the answers, which tells how soon they begin, and ask for token counts in the streams.
-        retry_failed: Ask again what failed in earlier runs.
-        stop_after: How many failures of one kind, one after the other, end the run; 0 for any number.
-        dry_run: Send nothing; count the rows and tell what they would cost.
-        report: Write a page of pictures about the results here, at the end; needs the extra report.
+        output: The file of results; "-" for standard output, from which no later run can go on.
+        model: The model for rows that name none.
+        temperature: How random answers are, 0 to 2, for rows that don't say.
+        max_tokens: The longest answer, in tokens, for rows that don't say.
+        base_url: Ask this OpenAI-compatible server instead of PiAPI, such as http://127.0.0.1:8000/v1.
+        backup: Who answers when the first server can't, as NAME=URL. Put its key into PIAPI_BACKUP_API_KEY.
+        concurrency: How many rows may be in flight at once.
+        rpm: How many requests to send in a minute at most.
+        tpm: How many tokens to use in a minute at most, prompts and answers together.
+        budget: How many US dollars the batch may cost at most, earlier runs included.
+        deadline: How many seconds this run may take; a later run does the rest.
+        stream: Stream the answers, to see how soon they begin, and ask for token counts in the streams.
+        retry_failed: Ask the rows again that failed in earlier runs.
+        stop_after: End the run after so many failures of one kind in a row; 0: never.
+        dry_run: Send nothing. Count the rows and say what they would cost.
+        report: At the end, write a page of charts about the results to this file; needs the extra 'report'.
     """
     client = Client(
         "nothing-is-sent" if dry_run else None,
@@ -206,10 +207,6 @@ async def batch_command(
         quotes = await quote_batch(requests, output, client=client, retry_failed=retry_failed, **params)
         print_quotes(quotes, make_console())
         return 0
-    if report is not None:
-        if output == "-":
-            raise ConfigurationError("--report: it is made from the file of results; name one by --output.")
-        check_report(report, requests, output)
     job = BatchJob(
         requests=requests,
         output=output,
@@ -219,9 +216,17 @@ async def batch_command(
         stop_after=stop_after or None,
         params=params,
     )
+    return await _run_job(client, job, report)
+
+
+async def _run_job(client: Client, job: BatchJob, report: str | None) -> int:
+    if report is not None:
+        if job.output == "-":
+            raise ConfigurationError("--report: it needs a file of results; name one with --output")
+        check_report(report, job.requests, job.output)
     status = await run_batch_job(client, job, make_console(), make_error_console())
     if report is not None and status != INTERRUPTED:
-        await anyio.to_thread.run_sync(write_report, output, report)
+        await anyio.to_thread.run_sync(write_report, job.output, report)
     return status
 
 
@@ -237,20 +242,20 @@ async def demo_command(
 ) -> int:
     """Await one answer, stream one, and fan out many while the provider dies: the whole library in a few seconds.
 
-    It runs against two embedded servers that speak PiAPI's API, so it needs neither a key nor a network.
+    It starts two servers of its own that speak PiAPI's API, so it needs neither a key nor a network.
 
     Args:
-        live: Ask the real service instead, with the key in PIAPI_API_KEY. This costs money: about a cent.
+        live: Ask the real service instead, with the key in PIAPI_API_KEY. This costs about a cent.
         base_url: Ask this OpenAI-compatible server instead, with the key in PIAPI_API_KEY.
-        backup: Who answers when that one can't, as NAME=URL, with the key in PIAPI_BACKUP_API_KEY.
-        model: The model that answers.
-        concurrency: How many questions are in flight at once.
+        backup: Who answers when that one can't, as NAME=URL. Put its key into PIAPI_BACKUP_API_KEY.
+        model: The model to ask.
+        concurrency: How many questions may be in flight at once.
         questions: How many questions to fan out.
     """
     if live and base_url is not None:
-        raise ConfigurationError("--live and --base-url exclude each other: choose one.")
+        raise ConfigurationError("--live and --base-url do not go together; choose one")
     if backup is not None and not live and base_url is None:
-        raise ConfigurationError("--backup: the embedded server has its own; give --live or --base-url with it.")
+        raise ConfigurationError("--backup: the demo's own server has one already; use it with --live or --base-url")
     return await run_demo(
         make_console(),
         live=live,
@@ -272,9 +277,9 @@ def models(
     """Print PiAPI's models: their prices, the plan they need, and whether they take system messages.
 
     Args:
-        as_json: Print JSON, for other programs; amounts are strings, as they are exact.
-        calls: Print instead what so many calls cost, here and at the vendor's own price, as a Markdown table.
-        tokens: Tokens in and tokens out of each of these calls.
+        as_json: Print JSON, for other programs. Amounts are strings, so that they stay exact.
+        calls: Print a Markdown table of what so many calls cost, at PiAPI and at the vendor's own price.
+        tokens: How many tokens go into each of these calls, and how many come out.
     """
     if calls is not None:
         sys.stdout.write(_cost_table(calls, *tokens))
@@ -296,11 +301,11 @@ def models(
             "yes" if info.system_role else "no",
         )
     console.print(table)
-    console.print(Text("Dollars per million tokens; least: what one call costs at least.", style="dim"))
+    console.print(Text("US dollars per million tokens; least: the least that one call costs.", style="dim"))
 
 
 def _cost_table(calls: int, tokens_in: int, tokens_out: int) -> str:
-    """What calls of each model cost, from the catalogue alone."""
+    """What so many calls cost with each model, by the catalogue alone."""
     lines = ["| model | at PiAPI | at the vendor's price |", "| --- | ---: | ---: |"]
     for info in CATALOG.values():
         prices = (info, at_vendor_price(info) or info)
@@ -319,14 +324,14 @@ async def serve(
     tokens_per_second: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
     api_key: str = "sk-local",
 ) -> None:
-    """Run the embedded server in the foreground, until Ctrl-C.
+    """Run a local server that speaks PiAPI's API, until Ctrl-C.
 
     Args:
         host: The address to listen on.
-        port: The port to listen on; 0 takes any free one.
-        plan: The PiAPI plan that the key has; it decides which models answer.
-        terminator: The data that ends a stream: [none] as PiAPI's page has it, [DONE] as OpenAI's SDKs want it.
-        tokens_per_second: The pace of each stream; as fast as it goes by default.
+        port: The port to listen on; 0: any free one.
+        plan: The key's PiAPI plan. It decides which models answer.
+        terminator: The data that ends a stream: [none] as on PiAPI's page, [DONE] as OpenAI's SDKs want it.
+        tokens_per_second: The pace of each stream; as fast as possible if not given.
         api_key: The key that callers must send.
     """
     server = LocalServer(
@@ -337,7 +342,7 @@ async def serve(
     except OSError as error:
         reason = "it is already taken" if error.errno == errno.EADDRINUSE else error.strerror
         raise ConfigurationError(
-            f"cannot listen on port {port} of {host}: {reason}; choose another with --port (0: any free one)."
+            f"cannot listen on port {port} of {host}: {reason}; choose another with --port (0: any free one)"
         ) from None
     try:
         _print_server(server)

@@ -1,7 +1,7 @@
-"""``piapi-async batch``: a file of requests in, a file of results out, and what is seen of it meanwhile.
+"""``piapi-async batch``: a file of requests in, a file of results out, and a progress line meanwhile.
 
-What is seen goes to standard error, so that results may go to standard output: a line that is written over on a
-terminal, a line now and then elsewhere.
+The progress line goes to standard error, because the results may go to standard output. On a terminal it is redrawn in
+place; elsewhere a new line is printed now and then.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ from piapi_async.errors import PiAPIError
 from piapi_async.models import ChatParams
 
 TICK = 0.25
-"""Seconds between two looks of the line on a terminal."""
+"""Seconds between two updates of the progress line on a terminal."""
 
 PLAIN_TICK = 10.0
-"""Seconds between two lines where there is no terminal: a night's log stays readable."""
+"""Seconds between two lines where there is no terminal, so that a night's log stays readable."""
 
 NAMED = 5
-"""How many ids a message names; the others are counted."""
+"""How many ids a message names; the rest are only counted."""
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 STOPPED = {
-    "interrupted": "it was told to end",
-    "deadline": "the deadline came",
+    "interrupted": "it was interrupted",
+    "deadline": "its time was over (--deadline)",
     "budget": "the budget is used up",
-    "failures": "only failures of one kind came, one after the other; --stop-after sets how many end it",
+    "failures": "too many failures of one kind in a row (--stop-after sets how many)",
     "key": "the API key is not accepted",
-    "disk": "the results could not be written; there was room again at the end",
+    "disk": "the disk was full for a while; nothing is lost",
 }
 
 
 @attrs.define(kw_only=True)
 class Job:
-    """A batch as the command line has it. What is not here is `run_batch`'s own.
+    """A batch, with the options of the command line. `run_batch` decides the rest.
 
     Attributes:
         requests: The file of requests.
         output: The file of results.
-        deadline: Seconds for the run.
+        deadline: Seconds that the run may take.
         stream: Whether to stream the answers.
-        retry_failed: Whether to ask again what failed in earlier runs.
-        stop_after: Failures in a row that end the run; None for any number.
-        params: For rows that don't say otherwise.
-        tick: Seconds between two looks of the line; None for what suits the console.
+        retry_failed: Whether to ask the rows again that failed in earlier runs.
+        stop_after: How many failures in a row end the run; None: any number.
+        params: Parameters for rows that don't set their own.
+        tick: Seconds between two updates of the progress line; None: `TICK` or `PLAIN_TICK`.
     """
 
     requests: str
@@ -73,19 +73,19 @@ class Job:
 
 
 async def run(client: Client, job: Job, out: Console, err: Console) -> int:
-    """Run a batch, show how it goes, and say at the end what came of it.
+    """Run a batch, show its progress, and print a summary at the end.
 
     Args:
-        client: Who asks; opened and closed here.
-        job: What to ask.
-        out: Where the summary goes; the results may have it for themselves.
-        err: Where all else goes.
+        client: The client to ask with. It is opened and closed here.
+        job: The batch.
+        out: Where the summary goes, unless the results go there.
+        err: Where everything else goes.
 
     Returns:
-        The exit status: 0 when every row has its answer, 1 when not, 2 when nothing was sent, 130 when interrupted.
+        The exit status: 0 if every row has its answer, 1 if not, 130 if it was interrupted.
 
     Raises:
-        BatchError: The batch could not begin.
+        PiAPIError: The batch could not begin.
     """
     line = ProgressLine(client, err)
     ending = anyio.Event()
@@ -108,13 +108,13 @@ async def run(client: Client, job: Job, out: Console, err: Console) -> int:
                     progress=line.note,
                     **job.params,
                 )
-            except PiAPIError as error:  # not into an exception group
+            except PiAPIError as error:  # caught here, before the task group wraps it in an exception group
                 failure = error
         scope.cancel()
     if failure is not None:
         return rescue(failure, line, err)
     if status is None:
-        return INTERRUPTED  # Ctrl-C before anything was sent, or twice
+        return INTERRUPTED  # Ctrl-C was pressed before anything was sent, or twice
     _summarise(status, client, err if job.output == "-" else out)
     if status.stopped == "interrupted":
         return INTERRUPTED
@@ -123,7 +123,7 @@ async def run(client: Client, job: Job, out: Console, err: Console) -> int:
 
 @contextmanager
 def _signals(act: Callable[[], None]) -> Generator[None]:
-    """Act on Ctrl-C, and on what ends a service; only the main thread can."""
+    """Act on Ctrl-C and on SIGTERM, which ends a service. Only the main thread can."""
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     for number in numbers:
@@ -136,16 +136,17 @@ def _signals(act: Callable[[], None]) -> Generator[None]:
 
 
 def end(line: ProgressLine, ending: anyio.Event, scope: anyio.CancelScope, err: Console) -> None:
-    """The first Ctrl-C lets answers under way come in; where there are none yet, and at the second, it is over."""
+    """Take a Ctrl-C. The first lets the answers in flight come in; the second, or one before any was sent, ends it."""
     if line.status is None or ending.is_set():
         scope.cancel()
         return
     ending.set()
-    err.print(f"Ending: what is under way has a few seconds to come in ({line.status.under_way}). Again ends at once.")
+    count = line.status.under_way
+    err.print(f"Ending: answers in flight ({count}) have a few seconds to come in. Ctrl-C again ends it at once.")
 
 
 def rescue(error: PiAPIError, line: ProgressLine, err: Console) -> int:
-    """Give the caller what was paid for and could not be written."""
+    """Hand out the results that were paid for but could not be written. Return the exit status."""
     if line.status is None:
         raise error
     unsaved = error.unsaved if isinstance(error, BatchError) else ()
@@ -155,9 +156,8 @@ def rescue(error: PiAPIError, line: ProgressLine, err: Console) -> int:
     sys.stdout.flush()
     err.print(f"piapi-async: {error}")
     if unsaved:
-        err.print(
-            f"What could not be written is on standard output: {len(unsaved):,} results, to be added to the file."
-        )
+        what = "1 result is" if len(unsaved) == 1 else f"{len(unsaved):,} results are"
+        err.print(f"{what} on standard output instead: add them to the file.")
     return 1
 
 
@@ -165,7 +165,7 @@ def rescue(error: PiAPIError, line: ProgressLine, err: Console) -> int:
 
 
 class ProgressLine:
-    """The progress line."""
+    """Shows the progress of a batch."""
 
     def __init__(self, client: Client, console: Console) -> None:
         self._client = client
@@ -173,16 +173,16 @@ class ProgressLine:
         self.status: BatchStatus | None = None
 
     def note(self, status: BatchStatus) -> None:
-        """Take the status, which is the same object each time, and tell at the start what earlier runs left."""
+        """Take the status, which is the same object each time. At the first, say what earlier runs left."""
         if self.status is None:
             self.status = status
             for remark in remarks(status):
                 self._console.print(remark)
 
     async def show(self, tick: float | None) -> None:
-        """Show it until cancelled."""
+        """Show the line until cancelled."""
         if self._console.is_terminal:
-            # Redrawn by this task alone: a thread of rich's own would outlive a loop that hangs.
+            # This task redraws the line, as rich's own thread would outlive a loop that hangs.
             with Live(console=self._console, auto_refresh=False, transient=True) as live:
                 while True:
                     live.update(Text(self.text(), no_wrap=True, overflow="ellipsis"), refresh=True)
@@ -192,22 +192,22 @@ class ProgressLine:
             self._console.print(self.text())
 
     def text(self) -> str:
-        """The line as it is now."""
+        """The line as of now."""
         if self.status is None:
             return "reading"
         return " · ".join(_parts(self.status, self._client.statistics().keys))
 
 
 def remarks(status: BatchStatus) -> Iterable[str]:
-    """What earlier runs left."""
+    """Say what earlier runs left."""
     if status.before:
         yield f"{status.before:,} rows are done already."
     if status.torn or status.broken:
         count = status.torn + status.broken
-        yield f"{count:,} broken {'line was' if count == 1 else 'lines were'} taken out of the results; asking again."
+        yield f"{_count(count, 'broken line')} removed from the results; asking those rows again."
     if status.maybe_billed:
         yield (
-            f"{_count(len(status.maybe_billed), 'row')} under way when an earlier run ended, and may have been billed; "
+            f"{_count(len(status.maybe_billed), 'row')} in flight when an earlier run ended and may have been billed; "
             f"asking again: {_names(status.maybe_billed)}"
         )
 
@@ -222,7 +222,7 @@ def _names(ids: Sequence[str]) -> str:
 
 
 def _parts(status: BatchStatus, keys: Iterable[KeyStatistics]) -> Iterable[str]:
-    """What the line says, in 80 columns for most batches."""
+    """The parts of the line; most batches fit into 80 columns."""
     finished = status.done + status.failed - status.before
     yield f"{status.done:,} done" if status.total is None else f"{status.done:,} of {status.total:,} done"
     yield f"{status.failed:,} failed"
@@ -234,19 +234,19 @@ def _parts(status: BatchStatus, keys: Iterable[KeyStatistics]) -> Iterable[str]:
 
 
 def _pace(status: BatchStatus) -> float:
-    """Tokens a second, of this run."""
+    """Tokens a second in this run."""
     return status.tokens / status.seconds if status.seconds else 0.0
 
 
 def _projected(status: BatchStatus, finished: int) -> str:
-    """What it will cost in all, if the rest costs as much a row as those before."""
+    """What the batch will cost in all, if the rows to come cost as much as those before."""
     if not status.pending or not finished or not status.done:
         return ""
     return f" of ~{dollars(status.spent + status.spent / status.done * status.pending)}"
 
 
 def health(key: KeyStatistics) -> str:
-    """How a provider does, in a word."""
+    """The health of a provider, in a word or two."""
     if "open" in key.breakers.values():
         return "down"
     if key.pause > 0:
@@ -255,12 +255,12 @@ def health(key: KeyStatistics) -> str:
 
 
 def dollars(amount: Decimal) -> str:
-    """Cents, and of a few cents the digits that count."""
+    """An amount in cents, and with more digits below ten cents."""
     return f"${amount:,.2f}" if amount >= Decimal("0.1") or not amount else f"${amount:.4f}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever tells enough."""
+    """A duration in seconds, minutes or hours, by its length."""
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"
@@ -282,9 +282,13 @@ def _summarise(status: BatchStatus, client: Client, console: Console) -> None:
 
 
 def summary(status: BatchStatus, client: Client) -> Iterable[tuple[str, str, str]]:
-    """What came of a run: names, figures and remarks."""
+    """The rows of the summary: a name, a figure and a remark each."""
     of = "" if status.total is None else f" of {status.total:,}"
-    yield "answered", f"{status.done:,}{of}", f"{status.before:,} rows were finished before" if status.before else ""
+    yield (
+        "answered",
+        f"{status.done:,}{of}",
+        f"{status.before:,} rows were finished by earlier runs" if status.before else "",
+    )
     yield "failed", f"{status.failed:,}", "--retry-failed asks them again" if status.failed else ""
     if status.stopped:
         pending = "some" if status.pending is None else f"{status.pending:,}"
@@ -292,10 +296,10 @@ def summary(status: BatchStatus, client: Client) -> Iterable[tuple[str, str, str
     if status.error is not None:
         yield "last error", "", str(status.error)
     if status.cut:
-        yield "maybe billed", f"{len(status.cut):,}", f"sent, no answer: {_names(status.cut)}"
+        yield "maybe billed", f"{len(status.cut):,}", f"sent, but not answered: {_names(status.cut)}"
     yield "cost", dollars(status.spent), f"{dollars(client.ledger.saved)} less than at the vendors' own prices"
     if unpriced := sum(entry.unpriced for entry in client.ledger.entries):
-        yield "no known price", f"{unpriced:,}", "answers, not in the cost"
+        yield "no known price", f"{unpriced:,}", "answers, not part of the cost"
     if status.unknown:
         yield "unknown bills", dollars(status.unknown), "at most, for requests that failed"
     yield "tokens a second", f"{_pace(status):,.0f}", ""
@@ -303,7 +307,7 @@ def summary(status: BatchStatus, client: Client) -> Iterable[tuple[str, str, str
 
 
 def print_quotes(quotes: Sequence[BatchQuote], console: Console) -> None:
-    """Print what a batch would cost."""
+    """Print what a batch would cost, by model."""
     table = make_table(console)
     for heading in ("model", "rows", "tokens in", "at least $", "at most $", "refused"):
         table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
@@ -320,8 +324,8 @@ def print_quotes(quotes: Sequence[BatchQuote], console: Console) -> None:
     rows = sum(quote.rows for quote in quotes)
     console.print(
         Text(
-            f"{rows:,} rows to be done. Tokens are estimated; at least: the prompts alone; at most: with the longest "
-            "answers. Nothing was sent.",
+            f"{rows:,} rows to be done. Nothing was sent. Tokens are estimates; at least: the prompts alone; at most: "
+            "with the longest answers.",
             style="dim",
         )
     )

@@ -1,4 +1,4 @@
-"""``piapi-async demo``: await one answer, stream one, fan out many while the provider dies, and say how that went."""
+"""``piapi-async demo``: await one answer, stream one, fan out many while the provider dies, and sum it up."""
 
 from __future__ import annotations
 
@@ -27,50 +27,57 @@ from piapi_async.errors import PiAPIError
 from piapi_async.testing import Delay, LocalServer
 
 QUESTIONS = 200
-"""How many questions the package ships."""
+"""How many questions come with the package."""
 
 MAX_TOKENS = 48
-"""The longest answer in the fan-out, in tokens: 200 of them take a small model on a laptop about a minute."""
+"""The longest answer in the fan-out, in tokens. A small model on a laptop takes a minute for 200 such answers."""
 
 STREAM_TOKENS = 160
-"""The longest answer that is shown, in tokens."""
+"""The longest answer that is printed, in tokens."""
 
 CONCURRENCY = 24
-"""How many questions are in flight at once, by default: what makes the fan-out last long enough to watch an outage."""
+"""How many questions are in flight at once by default: few enough that the fan-out lasts longer than the outage."""
 
 LATENCY = 0.3
-"""Seconds before an embedded server's stream begins: about what a hosted model takes to its first token."""
+"""Seconds before a stream of the demo's own servers begins: about what a hosted model takes to its first token."""
 
 LATENCIES = (0.2, 0.5)
-"""The shortest and the longest time that an embedded server takes for a whole answer, in seconds."""
+"""The shortest and the longest time that the demo's own servers take for a whole answer, in seconds."""
 
 OUTAGE = 0.7
-"""How long the embedded provider is down, in seconds."""
+"""How long the demo's first server is down, in seconds."""
 
 OPEN = 0.3
-"""Seconds that the embedded provider is left alone before it is tried again: 5 and more by default, which is longer
-than this fan-out."""
+"""Seconds before a server that failed is tried again. The library's own 5 seconds are longer than this fan-out."""
 
 TOKENS_PER_SECOND = 50.0
-"""The embedded server's pace per stream: that of a large hosted model, and slow enough to watch."""
+"""The pace of a stream from the demo's own servers: that of a large hosted model, and slow enough to watch."""
 
 SLOW_STEP = 10.0
-"""Seconds that a step of the event loop may take before asyncio's debug mode complains; by default 0.1."""
+"""Seconds that a step of the event loop may take before asyncio's debug mode complains; its default is 0.1."""
 
 SAMPLES = 20
-"""How many streams the time to first token is measured on."""
+"""How many streams to time, from the request to the first token."""
 
 SAMPLED_AT_ONCE = 5
-"""How many of them run at once: few, so that the figure is the server's speed and not its queue."""
+"""How many of them run at once: few, so that we time the server and not its queue."""
 
 
 @attrs.define
 class Tally:
-    """What came of the many: `waits` and `seconds` in seconds, `cost` in US dollars (None once one is unknown).
+    """The figures of the demo.
 
-    `results` counts the questions of the fan-out that came to any end. `served` and `failed` count, by provider, its
-    answers, and the requests that got none; `failovers` and `retries` the requests that were sent again, to another
-    provider or to the same one.
+    Attributes:
+        served: Answers in the fan-out, by provider.
+        results: Questions of the fan-out that got an answer or an error.
+        failed: Requests that got no answer, by provider.
+        failovers: Requests that were sent again to another provider.
+        retries: Requests that were sent again to the same provider.
+        tokens: Tokens of the answers.
+        cost: Their cost in US dollars; None as soon as that of one answer is unknown.
+        seconds: How long the fan-out took.
+        waits: The times to the first token, in seconds.
+        errors: The errors of the streams and the fan-out.
     """
 
     served: Counter[str]
@@ -86,11 +93,11 @@ class Tally:
 
     @property
     def answers(self) -> int:
-        """Of the fan-out, by all providers."""
+        """Answers in the fan-out, from all providers."""
         return self.served.total()
 
     def add(self, result: Result) -> None:
-        """Count one result of the fan-out."""
+        """Count a result of the fan-out."""
         self.results += 1
         self._add_attempts(result.attempts)
         if result.error is not None:
@@ -112,18 +119,18 @@ class Tally:
 
 @attrs.define
 class Outage:
-    """The scene in the fan-out: the preferred provider dies under load, and comes back later.
+    """An outage during the fan-out: the first provider dies under load, and comes back later.
 
     Attributes:
-        name: That provider.
-        server: Its server.
-        client: Who asks it.
-        console: Where to tell.
-        after: Answers after which it dies; 0 for never.
-        lasts: How long it is down at least, in seconds.
-        began: When the fan-out began, on the clock of `time.perf_counter`.
-        stage: How far the scene has come.
-        up_at: When the provider comes back.
+        name: The provider's name.
+        server: The provider's server.
+        client: The client that asks it.
+        console: Where to print what happens.
+        after: After how many answers it dies; 0: never.
+        lasts: How many seconds it is down at least.
+        began: When the fan-out began, as `time.perf_counter` tells it.
+        stage: How far the outage has come.
+        up_at: When the provider may come back, on the same clock.
     """
 
     name: str
@@ -137,11 +144,11 @@ class Outage:
     up_at: float = 0.0
 
     async def follow(self, provider: str, answers: int) -> None:
-        """Go on with the scene, if it is time, after an answer by `provider`."""
+        """Take the next step, if it is time for it. Call this after each answer, with the provider that gave it."""
         now = time.perf_counter()
         if self.stage == "up" and answers == self.after:
             self.stage, self.up_at = "down", now + self.lasts
-            self._say(f"{self.name} dies, with {self.client.statistics().in_flight} requests under way", "red")
+            self._say(f"{self.name} dies, with {self.client.statistics().in_flight} requests in flight", "red")
             await finish(self.server.close())
         elif self.stage == "down" and provider != self.name:
             self.stage = "replaced"
@@ -156,7 +163,7 @@ class Outage:
     async def _revive(self) -> bool:
         try:
             await finish(self.server.start())
-        except OSError:  # somebody else has taken the port meanwhile
+        except OSError:  # another program has taken the port meanwhile
             return False
         return True
 
@@ -165,7 +172,7 @@ class Outage:
 
 
 async def finish(step: Coroutine[None, None, None]) -> None:
-    """Await a step to its end even if Ctrl-C comes meanwhile: half of it would leave sockets open."""
+    """Await a step to its end, even through a Ctrl-C: half a step would leave sockets open."""
     task = asyncio.create_task(step)
     try:
         await asyncio.shield(task)
@@ -174,7 +181,7 @@ async def finish(step: Coroutine[None, None, None]) -> None:
 
 
 def load_questions(count: int = QUESTIONS) -> list[str]:
-    """The first `count` of the questions that the package ships."""
+    """The first `count` questions of those that come with the package."""
     return (files("piapi_async") / "data" / "questions.txt").read_text("utf-8").splitlines()[:count]
 
 
@@ -192,20 +199,20 @@ async def run(
 
     Args:
         console: Where to print.
-        live: Ask the service that the environment names, PiAPI by default, rather than an embedded server.
-        base_url: Ask this server rather than an embedded one.
-        model: The model that answers.
-        concurrency: How many questions are in flight at once, 1 or more.
+        live: Ask the service that the environment names, by default PiAPI, and not the demo's own servers.
+        base_url: Ask this server, and not the demo's own.
+        model: The model to ask.
+        concurrency: How many questions may be in flight at once, 1 or more.
         questions: How many questions to fan out, 1 to `QUESTIONS`.
-        backups: Who stands in for the service or server asked; the embedded one has its own.
+        backups: Backups of the service or server; the demo's own server has one already.
 
     Returns:
         The exit status: 0 if every question was answered, else 1.
 
     Raises:
-        PiAPIError: The first answers failed already.
+        PiAPIError: One of the first two answers failed.
     """
-    # In asyncio's debug mode slow steps are logged. Here one loop serves, asks and draws, so a busy machine makes some.
+    # asyncio's debug mode logs slow steps. This one loop serves, asks and draws, so on a busy machine some steps are.
     asyncio.get_running_loop().slow_callback_duration = SLOW_STEP
     asked = load_questions(questions)
     async with _connect(console, live, base_url, model, concurrency, backups) as (client, server):
@@ -227,7 +234,7 @@ async def _connect(
     concurrency: int,
     backups: Sequence[Provider],
 ) -> AsyncGenerator[tuple[Client, LocalServer | None], None]:
-    """Open a client, and the servers that it asks if they are embedded; yield it, and the server that may be killed."""
+    """Open a client, and servers for it unless it has one. Yield the client, and the server that may be killed."""
     limits = Limits(concurrency=max(concurrency, SAMPLED_AT_ONCE))
     if live or base_url is not None:
         console.print(f"Asking {model} at {base_url or 'the live service'}.")
@@ -235,8 +242,8 @@ async def _connect(
             yield client, None
         return
     async with _make_server("sk-local-key") as server, _make_server("sk-local-backup-key") as backup:
-        console.print(f"Asking {model} at {server.base_url}, an embedded server.")
-        console.print(f"Its backup is {backup.base_url}, another one. Answers are made up.")
+        console.print(f"Asking {model} at {server.base_url}, a server of the demo's own. Answers are made up.")
+        console.print(f"Its backup is another one, at {backup.base_url}.")
         async with Client(
             server.api_key,
             base_url=server.base_url,
@@ -253,7 +260,7 @@ def _make_server(api_key: str) -> LocalServer:
 
 
 def _delay(number: int, body: Any) -> Delay:
-    """As long as a hosted model may take; whole answers vary, so that they don't all come at the same moment."""
+    """Take about as long as a hosted model. Whole answers vary, so that they don't all come at once."""
     return Delay(LATENCY if body.get("stream") else random.Random(number).uniform(*LATENCIES))
 
 
@@ -282,7 +289,7 @@ async def _stream_one(console: Console, client: Client, question: str) -> None:
 
 
 async def _sample_streams(console: Console, client: Client, questions: Sequence[str], tally: Tally) -> None:
-    """Time the first token of each; the rest of these answers is left unread, and so not generated."""
+    """Time the first token of each answer. The rest is left unread, so the server never makes it."""
     limiter = anyio.CapacityLimiter(SAMPLED_AT_ONCE)
 
     async def sample(question: str) -> None:
@@ -312,7 +319,7 @@ async def fan_out(
     concurrency: int,
     tally: Tally,
 ) -> None:
-    """Ask all the questions at once, and count what comes; kill `server` in the middle of it, if there is one."""
+    """Ask all the questions at once and count what comes back. Kill `server` meanwhile, if there is one."""
     console.print()
     console.print(Text(f"Fan out {len(questions)} questions, {concurrency} at a time", style="bold"))
     name, *_ = tally.served
@@ -336,7 +343,7 @@ def _make_bar(console: Console) -> Progress:
 
 
 def _shares(tally: Tally) -> str:
-    """Who answered how many, where there is a choice."""
+    """How many answers each provider gave, if there are several."""
     return " · ".join(f"{name} {answers}" for name, answers in tally.served.items()) if len(tally.served) > 1 else ""
 
 
@@ -374,7 +381,7 @@ def _print_tally(console: Console, tally: Tally, asked: int) -> None:
 
 
 def _p95(values: Sequence[float]) -> float:
-    """The 95th percentile, by nearest rank."""
+    """The 95th percentile, by the nearest-rank method."""
     return sorted(values)[math.ceil(0.95 * len(values)) - 1]
 
 

@@ -1,4 +1,4 @@
-"""What the commands share about standard output: a terminal gets colours and wrapped lines, a pipe gets plain ones."""
+"""How the commands write: a terminal gets colours and wrapped lines, a pipe gets plain ones."""
 
 from __future__ import annotations
 
@@ -11,51 +11,51 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-# Control characters in an answer (an escape sequence, say) must not reach a terminal; in a pipe they do no harm.
+# Control characters in an answer, such as escape sequences, must not reach a terminal. In a pipe they do no harm.
 _CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "�") | {0x09: "\t", 0x0A: "\n", 0x0D: None}
 
-_PIPE_WIDTH = 120  # characters that a table may have where there is no terminal to say so
+_PIPE_WIDTH = 120  # the width of a table, in characters, where no terminal sets one
 
 
 def make_console() -> Console:
-    """A console on standard output as it is at this moment; it takes text as it is, without markup."""
+    """A console on the present standard output. It prints text as it is, without markup."""
     if sys.stdout.isatty():
         return Console(highlight=False, markup=False)
     return Console(highlight=False, markup=False, soft_wrap=True, width=_PIPE_WIDTH)
 
 
 def make_error_console() -> Console:
-    """The same on standard error."""
+    """A console on the present standard error, otherwise like that of `make_console`."""
     if sys.stderr.isatty():
         return Console(stderr=True, highlight=False, markup=False)
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True, width=_PIPE_WIDTH)
 
 
 def make_table(console: Console) -> Table:
-    """An empty table in the commands' style: ruled on a terminal, bare columns elsewhere."""
+    """An empty table in the commands' style: with lines on a terminal, plain columns elsewhere."""
     if console.is_terminal:
         return Table(box=box.ROUNDED)
     return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
 
 
 def visible(text: str, console: Console) -> str:
-    """The text as it may be written to `console`: control characters are replaced where it is a terminal."""
+    """Make a text fit for `console`: on a terminal, control characters are replaced."""
     return text.translate(_CONTROLS) if console.is_terminal else text
 
 
 async def write_tokens(tokens: AsyncIterable[str], console: Console, *, wrap: bool = False) -> float | None:
-    """Write each token as it arrives, and end the last line, whatever the end is.
+    """Write each token as it arrives. The last line is always ended, even if the stream fails.
 
     Args:
         tokens: The tokens of one answer.
         console: Where to write.
-        wrap: Break lines between words where a terminal would break them inside one.
+        wrap: On a terminal, break lines between words rather than inside them.
 
     Returns:
-        When the first token arrived, on the clock of `time.perf_counter`; None if there was none.
+        When the first token arrived, as `time.perf_counter` tells it; None if there was none.
     """
     first: float | None = None
-    column = 0  # in terminal cells
+    column = 0  # where the cursor is, in terminal cells
     try:
         async for token in tokens:
             if first is None and token:

@@ -1,9 +1,9 @@
-"""A local server that behaves as PiAPI does, faults included, and a pytest fixture for it.
+"""A local server that behaves like PiAPI, faults included, and a pytest fixture for it.
 
     from piapi_async.testing import LocalServer
 
-Names are loaded when they are asked for: pytest imports this package at its start for the fixture's sake, and must not
-wait for a web server that most test runs don't use.
+Each name is loaded at its first use. pytest imports this package at every start, for the fixture, and must not wait for
+a web server that most test runs never use.
 """
 
 from __future__ import annotations

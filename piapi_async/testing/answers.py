@@ -1,7 +1,7 @@
-"""What the local server says: tokens, sentences, and JSON values made from a schema. No IO, no chance.
+"""What the local server says: tokens, sentences, and JSON values made from a schema. No IO, nothing random.
 
-There is no language model in here. An answer is a few sentences that pick up words of the question, chosen by a hash
-of the messages, so that tests and demonstrations have plausible text that never changes.
+There is no language model here. An answer is a few sentences that pick up words of the question. A hash of the messages
+chooses them, so tests and demonstrations get plausible text that never changes.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, TypedDict
 
 import msgspec
 
 __all__ = ["Schema", "answer", "example", "mentions", "report", "tokenize"]
 
-# Latin words up to 12 characters, other scripts two characters at a time, single marks, runs of spaces; a token takes
-# the one space before it, as the vendors' tokenizers do. Every character is in one of the four classes.
+# Latin words of up to 12 characters, other scripts two characters at a time, single marks, runs of spaces. As with the
+# vendors' tokenizers, a token includes the one space before it. Every character falls into one of these four classes.
 _TOKEN: Final = re.compile(r" ?[A-Za-z0-9_\u00c0-\u024f]{1,12}| ?[^\W_]{1,2}| ?[^\w\s]|\s{1,16}(?=\s)|\s|.", re.DOTALL)
 
 
 def tokenize(text: str) -> list[str]:
-    """Cut a text into tokens; joined again they are the text.
+    """Cut a text into tokens. Joined again, they are the text.
 
-    The one tokenizer of the server: it counts prompts and answers, cuts at `max_tokens` and makes the pieces of a
-    stream. On the example of the provider's page it counts what the page says, 19 and 9.
+    The server uses this one tokenizer for everything: to count prompts and answers, to cut at `max_tokens` and to make
+    the pieces of a stream. For the example on the provider's page it counts what the page says, 19 and 9.
     """
     return _TOKEN.findall(text)
 
 
 # --- Sentences --------------------------------------------------------------------------------------------------------
 
-# The words of a question may be nouns, verbs or adjectives, so the sentences name them rather than use them.
+# A word of the question may be a noun, a verb or an adjective, so the sentences only mention it.
 _OPENINGS: Final = (
     "Three words carry this question: {a}, {b} and {c}.",
     "Take it in order: first {a}, then {b}.",
@@ -73,9 +73,9 @@ def answer(prompt: str, seed: bytes, index: int = 0) -> str:
     """Answer a prompt in one to four sentences.
 
     Args:
-        prompt: The last message of the user.
+        prompt: The user's last message.
         seed: What else the answer depends on, such as the messages before.
-        index: Of the choice; another one gets another answer.
+        index: The choice's index. Each choice gets another answer.
     """
     words = _WORD.findall(prompt[:2000])
     if words and _GREETINGS.issuperset(word.lower() for word in words):
@@ -89,12 +89,12 @@ def answer(prompt: str, seed: bytes, index: int = 0) -> str:
 
 
 def _topics(words: Sequence[str]) -> list[str]:
-    """Three words to talk about: the first ones that carry meaning."""
+    """Three words to talk about: the first ones that mean something."""
     topics: dict[str, str] = {}
     for position, word in enumerate(words):
         lower = word.lower()
         if len(word) > 2 and lower not in _COMMON:
-            # A capital at the start of the question says nothing; inside it, it marks a name.
+            # The first word of a question is capitalised anyway; further on, a capital marks a name.
             topics.setdefault(lower, word if position else lower)
         if len(topics) == 3:
             break
@@ -103,11 +103,11 @@ def _topics(words: Sequence[str]) -> list[str]:
 
 
 def report(function: str, result: str) -> str:
-    """Say what a function gave back, in one sentence.
+    """Say in one sentence what a function returned.
 
     Args:
         function: Its name.
-        result: The content of the function's message; of a JSON object the plain fields are read out.
+        result: The content of the function's message. If that is a JSON object, its plain fields are read out.
     """
     fields: list[str] = []
     try:
@@ -128,7 +128,7 @@ _NAME_WORD: Final = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 
 
 def mentions(prompt: str, function: str) -> bool:
-    """Tell whether a prompt speaks of a function: it has every word of its name, plain verbs such as `get` aside."""
+    """Tell whether a prompt mentions a function: every word of its name, except for verbs such as `get`."""
     words = [word.lower() for word in _NAME_WORD.findall(function)]
     wanted = [word for word in words if word not in _VERBS] or words
     said = {word.lower() for word in re.findall(r"[^\W_]+", prompt)}
@@ -138,37 +138,42 @@ def mentions(prompt: str, function: str) -> bool:
 # --- Values from a schema ---------------------------------------------------------------------------------------------
 
 
-class Schema(msgspec.Struct, rename="camel", frozen=True):
-    """The part of JSON Schema that function parameters use; keywords that aren't here are ignored."""
+# The part of JSON Schema that the parameters of functions use. `msgspec.convert` checks the types and drops all other
+# keywords. It is a dict and not a class because JSON's names (`$ref`) can't all be attributes.
+Schema = TypedDict(
+    "Schema",
+    {
+        "type": str | list[str] | None,
+        "enum": list[object] | None,
+        "const": object,
+        "default": object,
+        "format": str | None,
+        "minLength": int,
+        "maxLength": int | None,
+        "minimum": float | None,
+        "maximum": float | None,
+        "exclusiveMinimum": float | bool | None,
+        "exclusiveMaximum": float | bool | None,
+        "multipleOf": float | None,
+        "properties": "dict[str, Schema | bool]",
+        "required": list[str],
+        "items": "Schema | bool | None",
+        "minItems": int,
+        "maxItems": int | None,
+        "anyOf": "list[Schema | bool]",
+        "oneOf": "list[Schema | bool]",
+        "allOf": "list[Schema | bool]",
+        "$ref": str | None,
+        "$defs": "dict[str, Schema | bool]",
+        "definitions": "dict[str, Schema | bool]",
+    },
+    total=False,
+)
 
-    type: str | list[str] | None = None
-    enum: list[object] | None = None
-    const: object = msgspec.UNSET
-    default: object = msgspec.UNSET
-    format: str | None = None
-    min_length: int = 0
-    max_length: int | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    exclusive_minimum: float | bool | None = None
-    exclusive_maximum: float | bool | None = None
-    multiple_of: float | None = None
-    properties: dict[str, Schema | bool] = {}
-    required: list[str] = []
-    items: Schema | bool | None = None
-    min_items: int = 0
-    max_items: int | None = None
-    any_of: list[Schema | bool] = []
-    one_of: list[Schema | bool] = []
-    all_of: list[Schema | bool] = []
-    ref: str | None = msgspec.field(default=None, name="$ref")
-    defs: dict[str, Schema | bool] = msgspec.field(default={}, name="$defs")
-    definitions: dict[str, Schema | bool] = {}
 
-
-_DEEP: Final = 4  # from here on only what is required: a schema may refer to itself
-_TOO_DEEP: Final = 32  # a schema that requires itself has no finite value
-_ANYTHING: Final = Schema()
+_DEEP: Final = 4  # from this level on, only required properties: a schema may refer to itself
+_TOO_DEEP: Final = 32  # stop here: a schema that requires itself has no finite value
+_ANYTHING: Final[Schema] = {}
 
 _BY_FORMAT: Final = {
     "date": "2024-05-17",
@@ -199,45 +204,47 @@ _BY_NAME: Final = {
 def example(schema: Schema | bool, name: str = "", *, root: Schema = _ANYTHING, depth: int = 0) -> object:
     """Make a plausible value that fits a schema.
 
-    `pattern`, `not` and conditions aren't looked at. A schema without a type gives a string, or an object if it has
-    properties.
+    Ignores `pattern`, `not` and conditions. A schema without a type gives a string, or an object if it has properties.
 
     Args:
-        schema: What to fit.
-        name: The property's name: a city is called Paris, not "example".
+        schema: The schema to fit.
+        name: The property's name. It makes the value plausible: a city is called Paris, not "example".
         root: The schema that `$ref` refers to.
-        depth: How far down the root this is.
+        depth: How many levels below the root this schema is.
     """
     if isinstance(schema, bool):
         schema = _ANYTHING
-    if schema.ref is not None:
-        schema = _resolve(schema.ref, root)
+    ref = schema.get("$ref")
+    if ref is not None:
+        schema = _resolve(ref, root)
     if depth > _TOO_DEEP:
         return None
-    for value in (schema.const, schema.default):
-        if value is not msgspec.UNSET:
-            return value
-    if schema.enum:
-        return schema.enum[0]
-    if schema.all_of:
+    if "const" in schema:
+        return schema["const"]
+    if "default" in schema:
+        return schema["default"]
+    if values := schema.get("enum"):
+        return values[0]
+    if schema.get("allOf"):
         return _merged(schema, name, root, depth)
-    for option in (*schema.any_of, *schema.one_of):
-        if isinstance(option, bool) or option.type != "null":
+    for option in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
+        if isinstance(option, bool) or option.get("type") != "null":
             return example(option, name, root=root, depth=depth + 1)
     return _of_type(schema, name, root, depth)
 
 
 def _resolve(ref: str, root: Schema) -> Schema:
-    """The schema that `#`, `#/$defs/NAME` or `#/definitions/NAME` stands for; anything else fits any value."""
+    """The schema that `#`, `#/$defs/NAME` or `#/definitions/NAME` stands for. Any other reference fits any value."""
     if ref == "#":
         return root
-    found = {**root.definitions, **root.defs}.get(ref.rpartition("/")[2], _ANYTHING)
+    named = {**root.get("definitions", {}), **root.get("$defs", {})}
+    found = named.get(ref.rpartition("/")[2], _ANYTHING)
     return _ANYTHING if isinstance(found, bool) else found
 
 
 def _merged(schema: Schema, name: str, root: Schema, depth: int) -> object:
-    own = [msgspec.structs.replace(schema, all_of=[])] if schema.properties else []
-    values = [example(part, name, root=root, depth=depth + 1) for part in (*schema.all_of, *own)]
+    own: list[Schema] = [{**schema, "allOf": []}] if schema.get("properties") else []
+    values = [example(part, name, root=root, depth=depth + 1) for part in (*schema.get("allOf", ()), *own)]
     merged: dict[object, object] = {}
     for value in values:
         if not isinstance(value, Mapping):
@@ -247,13 +254,14 @@ def _merged(schema: Schema, name: str, root: Schema, depth: int) -> object:
 
 
 def _of_type(schema: Schema, name: str, root: Schema, depth: int) -> object:
-    kinds = [schema.type] if isinstance(schema.type, str) else schema.type or []
-    kind = next((kind for kind in kinds if kind != "null"), "object" if schema.properties else "string")
+    properties, wanted = schema.get("properties", {}), schema.get("type")
+    kinds = [wanted] if isinstance(wanted, str) else wanted or []
+    kind = next((kind for kind in kinds if kind != "null"), "object" if properties else "string")
     if kind == "object":
         return {
             key: example(part, key, root=root, depth=depth + 1)
-            for key, part in schema.properties.items()
-            if depth < _DEEP or key in schema.required
+            for key, part in properties.items()
+            if depth < _DEEP or key in schema.get("required", ())
         }
     if kind == "array":
         return _array(schema, name, root, depth)
@@ -265,44 +273,45 @@ def _of_type(schema: Schema, name: str, root: Schema, depth: int) -> object:
 
 
 def _array(schema: Schema, name: str, root: Schema, depth: int) -> list[object]:
-    length = max(schema.min_items, 1 if depth < _DEEP else 0)
-    if schema.max_items is not None:
-        length = min(length, schema.max_items)
-    items = _ANYTHING if schema.items is None else schema.items
-    return [example(items, name, root=root, depth=depth + 1) for _ in range(length)]
+    length = max(schema.get("minItems", 0), 1 if depth < _DEEP else 0)
+    most = schema.get("maxItems")
+    items = schema.get("items")
+    return [
+        example(_ANYTHING if items is None else items, name, root=root, depth=depth + 1)
+        for _ in range(length if most is None else min(length, most))
+    ]
 
 
 def _number(schema: Schema, *, whole: bool) -> float:
-    """A number between the bounds; 3 where it may be, as it is nobody's default."""
-    low, high = _bound(schema.minimum, schema.exclusive_minimum), _bound(schema.maximum, schema.exclusive_maximum)
-    step = schema.multiple_of or (1 if whole else None)
+    """A number between the bounds; 3 where that fits, as hardly any schema's default is 3."""
+    low, low_excluded = _bound(schema.get("minimum"), schema.get("exclusiveMinimum"))
+    high, high_excluded = _bound(schema.get("maximum"), schema.get("exclusiveMaximum"))
+    step = schema.get("multipleOf") or (1 if whole else None)
     if step is None:
-        if low is not None and high is not None:
-            return (low + high) / 2
-        return low + 1 if low is not None else high - 1 if high is not None else 3.5
-    # An excluded bound is one step out of reach.
-    least = (
-        -math.inf if low is None else math.ceil(low / step) + (_excludes(schema.exclusive_minimum) and low % step == 0)
-    )
-    most = (
-        math.inf
-        if high is None
-        else math.floor(high / step) - (_excludes(schema.exclusive_maximum) and high % step == 0)
-    )
+        return _between(low, high)
+    # In steps. A bound that is excluded is one step out of reach.
+    least = -math.inf if low is None else math.ceil(low / step) + (low_excluded and low % step == 0)
+    most = math.inf if high is None else math.floor(high / step) - (high_excluded and high % step == 0)
     value = min(max(round(3 / step), least), most) * step
     return int(value) if whole else value
 
 
-def _bound(inclusive: float | None, exclusive: float | bool | None) -> float | None:
-    return inclusive if exclusive is None or isinstance(exclusive, bool) else exclusive
+def _between(low: float | None, high: float | None) -> float:
+    if low is not None and high is not None:
+        return (low + high) / 2
+    if low is not None:
+        return low + 1
+    return 3.5 if high is None else high - 1
 
 
-def _excludes(exclusive: float | bool | None) -> bool:
-    """Whether a bound is excluded; draft 4 of JSON Schema said so with a boolean."""
-    return exclusive is not None and exclusive is not False
+def _bound(inclusive: float | None, exclusive: float | bool | None) -> tuple[float | None, bool]:
+    """A bound, and whether it is excluded. Draft 4 of JSON Schema says so with a boolean beside the bound."""
+    if exclusive is None or isinstance(exclusive, bool):
+        return inclusive, bool(exclusive)
+    return exclusive, True
 
 
 def _string(schema: Schema, name: str) -> str:
     by_name = (value for key, value in _BY_NAME.items() if key in name.lower())
-    value = _BY_FORMAT.get(schema.format or "") or next(by_name, "example")
-    return value.ljust(schema.min_length, "x")[: schema.max_length]
+    value = _BY_FORMAT.get(schema.get("format") or "") or next(by_name, "example")
+    return value.ljust(schema.get("minLength", 0), "x")[: schema.get("maxLength")]

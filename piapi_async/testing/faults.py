@@ -1,8 +1,8 @@
-"""What can go wrong, as values: a script of them tells the local server how to fail.
+"""Faults as values: a script of them tells the local server how to fail.
 
-A script is an iterable, of which each completion request takes the next item (`None`: answer well; used up: answer well
-from then on), or a function of the request's number and body. `random_faults` makes such a function from a seed.
-Faults below HTTP, byte by byte, are the work of `RawServer`.
+A script is either an iterable or a function. From an iterable each completion request takes the next item; `None` means
+a good answer, and so does the end of the iterable. A function gets the request's number and body and returns the fault.
+`random_faults` makes such a function from a seed. For faults below HTTP, byte by byte, see `RawServer`.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = [
 
 @frozen
 class Status:
-    """An error status, in the error shape of the API unless a body is given.
+    """Answer with an error status, and the API's error object unless there is a `body`.
 
     Attributes:
         code: The HTTP status.
-        headers: Sent with it, such as `Retry-After`.
-        body: Bytes or text as they are, or an object to send as JSON; `None`: `{"error": …}` with the next three.
-        message: What the error says.
-        type: The error's type; by default, whose fault the status says it is.
+        headers: Headers to send with it, such as `Retry-After`.
+        body: Bytes or text to send as they are, or an object to send as JSON; `None`: `{"error": …}` with what follows.
+        message: The error's message.
+        type: The error's type; `None`: the one that fits the status.
         error_code: The error's code, such as `insufficient_quota`.
     """
 
@@ -63,21 +63,25 @@ class Status:
 
 @frozen
 class Drop:
-    """The connection ends before any header: with a reset, or with a FIN as on a clean close."""
+    """End the connection before any header.
+
+    Attributes:
+        how: `"reset"`, or `"fin"` for an orderly close.
+    """
 
     how: Literal["reset", "fin"] = "reset"
 
 
 @frozen
 class Cut:
-    """The connection ends inside the body.
+    """End the connection within the body.
 
-    A stream stops after some tokens (of all choices together); an answer that isn't streamed stops half-way.
+    A stream ends after some tokens, an answer that is not streamed half-way.
 
     Attributes:
-        after: Tokens that still arrive.
-        how: `"reset"`; `"fin"`: the framing (chunks, Content-Length) tells that something is missing; `"close"`: the
-            body has no framing but the end of the connection, so nothing tells.
+        after: How many tokens still arrive, of all choices together.
+        how: `"reset"`; `"fin"`: an orderly close, though the framing (chunks, Content-Length) shows that something is
+            missing; `"close"`: an orderly close of a body without framing, so nothing shows it.
     """
 
     after: int = 3
@@ -86,10 +90,10 @@ class Cut:
 
 @frozen
 class Stall:
-    """Nothing more arrives, until the client or the server closes the connection.
+    """Send nothing more, and keep the connection open until the client or the server closes it.
 
     Attributes:
-        after: Tokens that still arrive; `None`: not even headers. An answer that isn't streamed stops half-way.
+        after: How many tokens still arrive; `None`: not even headers. An answer that is not streamed stops half-way.
     """
 
     after: int | None = None
@@ -97,20 +101,24 @@ class Stall:
 
 @frozen
 class Delay:
-    """A good answer, its headers so many seconds late."""
+    """Answer well, but late.
+
+    Attributes:
+        seconds: How late the headers come.
+    """
 
     seconds: float
 
 
 @frozen
 class StreamError:
-    """An error object inside a stream, which then ends without its terminator.
+    """Send an error object within a stream, and end the stream without a terminator.
 
-    An answer that isn't streamed is the error alone, with status 500.
+    A request without `stream` gets the error alone, with status 500.
 
     Attributes:
-        after: Tokens that still arrive.
-        message: What the error says.
+        after: How many tokens still arrive.
+        message: The error's message.
         type: The error's type.
         code: The error's code.
     """
@@ -127,7 +135,13 @@ class StreamError:
 
 @frozen
 class Garbage:
-    """A body that isn't an answer, under a status that may say it is one."""
+    """Send a body that is no answer.
+
+    Attributes:
+        body: The body.
+        content_type: Its `Content-Type`.
+        status: The HTTP status.
+    """
 
     body: bytes
     content_type: str = "application/json"
@@ -135,7 +149,7 @@ class Garbage:
 
 
 HTML_PAGE: Final = Garbage(b"<!doctype html><title>Just a moment...</title><p>Checking your browser.</p>", "text/html")
-"""What a web firewall puts in front of an API."""
+"""The page that a web firewall shows in place of an API."""
 
 WRONG_JSON: Final = Garbage(b'{"id": "chatcmpl-1", "choices": [{"index": 0, "mess')
 """JSON that ends too early."""
@@ -143,11 +157,11 @@ WRONG_JSON: Final = Garbage(b'{"id": "chatcmpl-1", "choices": [{"index": 0, "mes
 Fault = Status | Drop | Cut | Stall | Delay | StreamError | Garbage
 
 FaultRule = Callable[[int, Any], Fault | None]
-"""Takes the number of the completion request (from 0) and its parsed body (`None` if that isn't JSON)."""
+"""Gets the number of the completion request (from 0) and its parsed body (`None` if it is not JSON)."""
 
 
 def fault_rule(script: Iterable[Fault | None] | FaultRule) -> FaultRule:
-    """Make a rule of a script; an iterable may be endless, and a list may still grow."""
+    """Make a rule from a script. An iterable may be endless, and a list may still grow."""
     if callable(script):
         return script
     items = _growing(script) if isinstance(script, Sequence) else iter(script)
@@ -155,7 +169,7 @@ def fault_rule(script: Iterable[Fault | None] | FaultRule) -> FaultRule:
 
 
 def _growing(script: Sequence[Fault | None]) -> Iterator[Fault | None]:
-    """Iterate over a list that may grow after its end was reached, where its own iterator would have given up."""
+    """Iterate over a list that may still grow; its own iterator would stop for good at the end."""
     taken = 0
     while True:
         if taken < len(script):
@@ -171,13 +185,13 @@ def random_faults(
     seed: int = 0,
     kinds: Sequence[Fault] = (Status(503), Status(429), Drop("reset"), Drop("fin"), Cut(3, "reset"), Cut(3, "fin")),
 ) -> FaultRule:
-    """Make a rule that lets a part of the requests fail.
+    """Make a rule that lets a share of the requests fail.
 
-    The number of the request alone decides, so a run with the same seed has the same faults whatever its timing.
+    Only the request's number decides, so a run with the same seed has the same faults, whatever its timing.
 
     Args:
-        rate: Part of the requests that fail, 0 to 1.
-        seed: Another one, other faults.
+        rate: The share of requests that fail, 0 to 1.
+        seed: Another seed gives other faults.
         kinds: The faults to choose from.
     """
 
@@ -189,5 +203,5 @@ def random_faults(
 
 
 def error_body(message: str, *, type: str, param: str | None = None, code: str | int | None = None) -> bytes:
-    """Return an error in the API's shape (OpenAI's), as JSON."""
+    """Return an error as the API words it, in OpenAI's shape, as JSON."""
     return msgspec.json.encode({"error": {"message": message, "type": type, "param": param, "code": code}})

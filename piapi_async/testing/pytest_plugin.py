@@ -1,6 +1,6 @@
-"""The pytest fixture `piapi_server`: a fresh `LocalServer` for a test.
+"""The pytest fixture `piapi_server`: a new `LocalServer` for each test.
 
-It runs in the test's own event loop by anyio's pytest plugin, so the test is marked `anyio`. Options come with a mark:
+It runs in the test's own event loop, by way of anyio's pytest plugin, so mark the test `anyio`. A mark can set options:
 
     @pytest.mark.anyio
     @pytest.mark.piapi_server(plan="free")
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the mark known, for `--strict-markers`."""
+    """Register the mark, for `--strict-markers`."""
     config.addinivalue_line("markers", "piapi_server(**options): options of LocalServer for the fixture piapi_server")
 
 
 @pytest.fixture
 async def piapi_server(request: pytest.FixtureRequest, anyio_backend: object) -> AsyncIterator[LocalServer]:
     """Serve PiAPI's API on loopback while the test runs; see `LocalServer`."""
-    # Here, not above: most test runs that load this plugin never start a server.
+    # Imported here because most test runs that load this plugin never start a server.
     from piapi_async.testing.server import LocalServer
 
     mark: pytest.Mark | None = request.node.get_closest_marker("piapi_server")

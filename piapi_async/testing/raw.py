@@ -1,9 +1,9 @@
-"""A TCP server that does byte for byte what a script says, for the faults below HTTP.
+"""A TCP server that sends exactly the bytes that a script says, for faults below HTTP.
 
     async with RawServer([ReadRequest(), Send(http_response(200, b"{}")[:40]), Reset()]) as server:
-        ...  # dial server.base_url
+        ...  # connect to server.base_url
 
-A script is a sequence of steps; one connection runs one script. At its end the connection is closed.
+A script is a sequence of steps. Each connection runs one script and is closed at its end.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def http_response(
 
     Args:
         status: The status code.
-        body: Sent with a Content-Length, unless `close_delimited`.
-        headers: Its headers; by default JSON's content type.
-        chunks: Sent as chunks instead of `body`, the last chunk included.
-        close_delimited: Leave the length away: the body ends with the connection.
+        body: The body, with a Content-Length unless `close_delimited` is set.
+        headers: The headers; `None`: JSON's content type.
+        chunks: Send these as chunks, with the last (empty) chunk, in place of `body`.
+        close_delimited: Leave out the length: the body ends with the connection.
     """
     reasons = {known.value: known.phrase for known in HTTPStatus}
     lines = [f"HTTP/1.1 {status} {reasons.get(status, 'Unknown')}"]
@@ -56,30 +56,30 @@ def http_response(
 
 
 def reset(transport: asyncio.WriteTransport) -> None:
-    """Close a connection with a reset: what isn't sent yet is thrown away, and the peer gets ECONNRESET."""
+    """Close a connection with a reset: what is not sent yet is dropped, and the peer gets ECONNRESET."""
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
 
 async def stop_accepting(server: asyncio.Server) -> None:
-    """Stop listening, so that no connection is lost on the way from the kernel to its protocol.
+    """Stop listening, but first let the connections that were just accepted get under way.
 
-    asyncio forgets a socket, without closing it, whose accept is half done when its server is closed.
+    If asyncio's server is closed while a connection is half accepted, asyncio forgets the socket and never closes it.
     """
     loop = asyncio.get_running_loop()
     for listener in server.sockets:
         loop.remove_reader(listener.fileno())
-    for _ in range(3):  # turns of the loop between an accept and the first step of the connection's task
+    for _ in range(3):  # the turns of the loop from the accept to the first step of the connection's task
         await asyncio.sleep(0)
     server.close()
 
 
 class Step(ABC):
-    """One thing that a connection does; make your own by giving it a `run`."""
+    """One thing that a connection does. To make your own, subclass it and write `run`."""
 
     @abstractmethod
     async def run(self, connection: Connection) -> None:
-        """Do it."""
+        """Carry out the step."""
 
 
 @frozen
@@ -87,9 +87,9 @@ class Connection:
     """An open connection, as the steps see it.
 
     Attributes:
-        reader: What the client sends.
-        writer: What it is sent.
-        requests: Every request read so far, of all the server's connections.
+        reader: Reads what the client sends.
+        writer: Sends to the client.
+        requests: All requests that the server has read so far, on any connection.
     """
 
     reader: asyncio.StreamReader
@@ -99,10 +99,10 @@ class Connection:
 
 @frozen
 class ReadRequest(Step):
-    """Read one whole HTTP request and record it; a client that leaves ends the script."""
+    """Read one whole HTTP request and record it. If the client leaves, the script ends."""
 
     async def run(self, connection: Connection) -> None:
-        """Read the head, then as much body as its headers promise."""
+        """Read the head, and then the body that its headers announce."""
         reader = connection.reader
         head = await reader.readuntil(b"\r\n\r\n")
         fields = dict(line.lower().split(b":", 1) for line in head.split(b"\r\n")[1:-2])
@@ -123,7 +123,7 @@ class Send(Step):
 
     Attributes:
         data: The bytes.
-        piece: Bytes sent at a time; `None`: all.
+        piece: How many bytes to send at a time; `None`: all.
         pause: Seconds between two pieces.
     """
 
@@ -132,7 +132,7 @@ class Send(Step):
     pause: float = field(default=0.0, kw_only=True)
 
     async def run(self, connection: Connection) -> None:
-        """Send, and wait while the client doesn't read."""
+        """Send, and wait while the client does not read."""
         size = self.piece or max(len(self.data), 1)
         for start in range(0, len(self.data), size):
             if start:
@@ -146,7 +146,7 @@ class Wait(Step):
     """Do nothing.
 
     Attributes:
-        seconds: For how long; `None`: until the client closes the connection or the server is closed.
+        seconds: How long to wait; `None`: until the client closes the connection or the server is closed.
     """
 
     seconds: float | None = None
@@ -162,9 +162,9 @@ class Wait(Step):
 
 @frozen
 class Close(Step):
-    """Close the connection with a FIN.
+    """Close the connection in order, with a FIN.
 
-    Read the request first: over unread bytes, the kernel sends a reset instead.
+    Read the request first: if there are unread bytes, the kernel sends a reset instead.
     """
 
     async def run(self, connection: Connection) -> None:
@@ -177,7 +177,7 @@ class Reset(Step):
     """Close the connection with a reset.
 
     Attributes:
-        after: Seconds to wait first, so that the client has read what was sent before; a reset overtakes it otherwise.
+        after: Seconds to wait first. Without a pause, the reset overtakes what was sent before it.
     """
 
     after: float = 0.01
@@ -193,7 +193,7 @@ class Repeat(Step):
     """Do some steps again and again.
 
     Attributes:
-        steps: What to do.
+        steps: The steps to repeat.
         times: How often; `None`: until the client or the server closes the connection.
     """
 
@@ -201,29 +201,32 @@ class Repeat(Step):
     times: int | None = None
 
     async def run(self, connection: Connection) -> None:
-        """Do the steps."""
+        """Carry out the steps."""
         done = 0
         while (self.times is None or done < self.times) and not connection.writer.is_closing():
             for step in self.steps:
                 await step.run(connection)
-            await asyncio.sleep(0)  # a client that leaves must be noticed
+            await asyncio.sleep(0)  # so that we notice when the client leaves
             done += 1
 
 
 class RawServer:
-    """Serves scripts on loopback; use it with `async with`.
+    """Runs scripts on loopback. Use it with `async with`.
 
     Attributes:
-        requests: The bytes of every request that a `ReadRequest` read, in order.
-        connections: How many connections were accepted so far.
+        requests: The bytes of each request that a `ReadRequest` has read, in order.
+        connections: How many connections it has accepted so far.
     """
 
     def __init__(self, *scripts: Sequence[Step], ssl_context: ssl.SSLContext | None = None) -> None:
-        """Remember the scripts; nothing is opened yet.
+        """Take the scripts. Nothing is opened yet.
 
         Args:
-            *scripts: The first connection runs the first one, and so on; connections after that run the last one.
-            ssl_context: Speak TLS.
+            *scripts: The first connection runs the first script, and so on. Further connections run the last one.
+            ssl_context: Speak TLS with this context.
+
+        Raises:
+            ValueError: There is no script.
         """
         if not scripts:
             raise ValueError("RawServer needs a script")
@@ -237,9 +240,9 @@ class RawServer:
 
     @property
     def port(self) -> int:
-        """The port, once started; a server that is started again keeps it."""
+        """The port. It is known once the server is started, and stays the same if it is started again."""
         if self._port is None:
-            raise RuntimeError("this server has no port before it is started: use it with `async with`")
+            raise RuntimeError("the server has no port until it is started: use it with `async with`")
         return self._port
 
     @property
@@ -248,20 +251,20 @@ class RawServer:
         return f"{'https' if self._ssl else 'http'}://127.0.0.1:{self.port}/v1"
 
     async def start(self) -> None:
-        """Listen."""
+        """Begin to listen."""
         self._server = await asyncio.start_server(
             self._serve, "127.0.0.1", self._port or 0, ssl=self._ssl, backlog=1024, limit=1 << 20
         )
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Stop listening and end every connection at once; does nothing a second time."""
+        """Stop listening and end every connection at once. Closing it again does nothing."""
         if self._server is None:
             return
         server, self._server = self._server, None
         await stop_accepting(server)
         for task, writer in self._open.items():
-            writer.transport.abort()  # a client that doesn't read must not hold us up
+            writer.transport.abort()  # don't wait for a client that does not read
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
 
@@ -283,7 +286,7 @@ class RawServer:
         script = self._scripts[min(self.connections, len(self._scripts) - 1)]
         self.connections += 1
         connection = Connection(reader, writer, self.requests)
-        # A client that leaves in the middle is nothing special here: most tests end so.
+        # That a client leaves in the middle is normal here: most tests end that way.
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             for step in script:
                 await step.run(connection)

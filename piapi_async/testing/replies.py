@@ -1,6 +1,6 @@
-"""Request in, answer out, as bytes: whole completions and the events of a stream. No IO.
+"""A request in, an answer out, as bytes: whole completions and the events of a stream. No IO.
 
-The constant parts of a stream's events are made once per stream, so that one process can serve thousands of them.
+What is the same in all events of a stream is made once per stream, so one process can serve thousands of streams.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 @frozen
 class Call:
-    """A function that is called."""
+    """A call of a function."""
 
     function: FunctionSpec
     kind: Literal["function", "tool"]
@@ -35,7 +35,7 @@ class Call:
 
 @frozen
 class Choice:
-    """One answer: text, or the arguments of a call, in tokens."""
+    """One answer, in tokens: text, or the arguments of a call."""
 
     index: int
     tokens: Sequence[str]
@@ -65,7 +65,7 @@ class Choice:
         return {"role": "assistant", "content": None, "tool_calls": [tool_call]}
 
     def delta_frame(self) -> tuple[bytes, bytes]:
-        """Return what stands before and after a token in its delta."""
+        """Return what comes before and after a token in its delta."""
         if self.call is None:
             return b'{"content":', b"}"
         if self.call.kind == "function":
@@ -78,10 +78,12 @@ class Reply:
     """A whole answer, to be sent at once or as a stream.
 
     Attributes:
-        model: As in the request.
+        model: The model's name, as in the request.
         choices: The answers.
         prompt_tokens: Tokens of the messages and functions.
-        with_usage: Whether a stream ends with a usage chunk (and has `"usage": null` in the others).
+        with_usage: Whether a stream ends with a usage chunk. If so, its other chunks say `"usage": null`.
+        id: The completion's id.
+        created: When it was made, in seconds since 1970.
     """
 
     model: str
@@ -109,7 +111,7 @@ class Reply:
         return [self._event(choice, _encode(choice.first_delta()), b"null") for choice in self.choices]
 
     def pieces(self) -> Iterator[bytes]:
-        """Iterate over the events of the tokens, a token each, the choices taking turns."""
+        """Iterate over the events of the tokens: one token each, and the choices take turns."""
         frames: list[list[bytes]] = []
         for choice in self.choices:
             before, after = choice.delta_frame()
@@ -152,9 +154,9 @@ def make_reply(body: ChatBody, document: Any, answerer: Answerer | None = None) 
     """Answer a request.
 
     Args:
-        body: The request, checked.
-        document: The same as parsed JSON.
-        answerer: Makes the texts instead of the built-in sentences.
+        body: The checked request.
+        document: The same request as parsed JSON.
+        answerer: Makes the texts, in place of the built-in sentences.
     """
     call = _call(body)
     choices: list[Choice] = []
@@ -177,7 +179,7 @@ def _cut(text: str, body: ChatBody) -> tuple[list[str], str]:
 
 
 def _prompt_tokens(body: ChatBody, document: Any) -> int:
-    """Count as OpenAI does: three tokens around each message, one for its role, three to prime the answer."""
+    """Count as OpenAI does: three tokens around each message, one for its role, and three to begin the answer."""
     total = 3
     for message in body.messages:
         total += 4 + len(tokenize(message.text))
@@ -203,23 +205,23 @@ def _text(body: ChatBody, document: Any, index: int, answerer: Answerer | None) 
     named = body.response_format.json_schema
     if named is None:
         return _encode({"answer": answer(prompt, b"", index)}).decode()
-    return _encode(example(named.schema_, root=named.schema_)).decode()
+    return _encode(example(named.schema, root=named.schema)).decode()
 
 
 def _called_by(messages: Sequence[Message], tool_call_id: str | None) -> str:
-    """The name of the function that a tool's message answers."""
+    """The name of the function whose result a tool's message brings."""
     calls = (call for message in messages for call in message.tool_calls or [])
     return next((call.function.name for call in calls if call.id == tool_call_id), "the tool")
 
 
 def _arguments(call: Call) -> str:
-    schema = call.function.parameters or Schema()
-    value: object = example(schema, root=schema) if schema.properties or schema.type else {}
+    schema: Schema = call.function.parameters or {}
+    value: object = example(schema, root=schema) if schema.get("properties") or schema.get("type") else {}
     return _encode(value).decode()
 
 
 def _call(body: ChatBody) -> Call | None:
-    """Which function this answer calls: the one that is forced, or the one that the user speaks of."""
+    """The function that this answer calls: the one that it must call, or one that the user mentions."""
     tools = [tool.function for tool in body.tools or []]
     functions = body.functions or []
     if isinstance(body.tool_choice, NamedTool):
@@ -239,6 +241,6 @@ def _named(functions: Sequence[FunctionSpec], name: str) -> FunctionSpec:
 
 def _mentioned(functions: Sequence[FunctionSpec], body: ChatBody) -> FunctionSpec | None:
     last = body.messages[-1]
-    if last.role != "user":  # a result came back: now it is time to answer
+    if last.role != "user":  # a function has returned: now answer
         return None
     return next((function for function in functions if mentions(last.text, function.name)), None)

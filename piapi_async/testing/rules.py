@@ -1,6 +1,6 @@
-"""What the local server accepts: the request's types and documented ranges, and the provider's rules. No IO.
+"""What the local server accepts: the request's types, its documented ranges, and the provider's rules. No IO.
 
-The types below are the check: a body that doesn't convert to `ChatBody` is refused with 400, in the API's error shape.
+The types below do the checking: a body that does not convert to `ChatBody` is refused with 400, as the API does it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from attrs import frozen
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from piapi_async import catalog
 from piapi_async.testing.answers import Schema
@@ -24,28 +24,32 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Count = Annotated[int, Meta(ge=1)]
 
 
-class Part(Struct):
-    """A part of a message's content; only text is read."""
+@frozen
+class Part:
+    """A part of a message's content. Only text is read."""
 
     type: str
     text: str = ""
 
 
-class Called(Struct):
-    """A function call that the assistant made before."""
+@frozen
+class Called:
+    """A function call that the assistant has made."""
 
     name: str
     arguments: str = ""
 
 
-class ToolCalled(Struct):
-    """A tool call that the assistant made before."""
+@frozen
+class ToolCalled:
+    """A tool call that the assistant has made."""
 
     id: str
     function: Called
 
 
-class Message(Struct):
+@frozen
+class Message:
     """A message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "function", "tool"]
@@ -57,13 +61,14 @@ class Message(Struct):
 
     @property
     def text(self) -> str:
-        """The content as one text."""
+        """The content as one string."""
         if isinstance(self.content, list):
             return " ".join(part.text for part in self.content)
         return self.content or ""
 
 
-class FunctionSpec(Struct):
+@frozen
+class FunctionSpec:
     """A function that the model may call."""
 
     name: Name
@@ -71,50 +76,57 @@ class FunctionSpec(Struct):
     parameters: Schema | None = None
 
 
-class Tool(Struct):
+@frozen
+class Tool:
     """A tool that the model may call."""
 
     type: Literal["function"]
     function: FunctionSpec
 
 
-class NamedFunction(Struct):
-    """The choice of one function."""
+@frozen
+class NamedFunction:
+    """A function that the model must call."""
 
     name: str
 
 
-class NamedTool(Struct):
-    """The choice of one tool."""
+@frozen
+class NamedTool:
+    """A tool that the model must call."""
 
     type: Literal["function"]
     function: NamedFunction
 
 
-class NamedSchema(Struct, rename={"schema_": "schema"}):
+@frozen
+class NamedSchema:
     """The schema of a structured answer."""
 
     name: Name
-    schema_: Schema
+    schema: Schema
 
 
-class ResponseFormat(Struct):
-    """What the answer's text must be."""
+@frozen
+class ResponseFormat:
+    """The form that the answer's text must have."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
 
 
-class StreamOptions(Struct):
+@frozen
+class StreamOptions:
     """Options of a stream."""
 
     include_usage: bool = False
 
 
-class ChatBody(Struct):
-    """The request's body: the parameters of the provider's page with their ranges, and newer ones of OpenAI's.
+@frozen
+class ChatBody:
+    """The request's body: the parameters on the provider's page with their ranges, and OpenAI's newer ones.
 
-    `n` is bounded at 128 and a probability at 1, as OpenAI does; the page gives no such bounds. Unknown fields pass.
+    `n` may be 128 at most and a probability 1, as at OpenAI; the page gives no such bounds. Unknown fields pass.
     """
 
     model: str
@@ -145,7 +157,7 @@ class ChatBody(Struct):
 
     @property
     def token_limit(self) -> int | None:
-        """The most tokens that a choice may have."""
+        """How many tokens a choice may have at most."""
         return min(
             (limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None), default=None
         )
@@ -158,13 +170,13 @@ class ChatBody(Struct):
 
 @frozen
 class Refusal:
-    """Why a request isn't answered.
+    """Why a request is refused.
 
     Attributes:
         status: The HTTP status.
-        message: For people.
-        code: For programs; `None` where OpenAI has none.
-        param: The request's field that is wrong.
+        message: The reason, for people.
+        code: The reason, for programs; `None` where OpenAI has no code for it.
+        param: The field of the request that is wrong.
         type: The error's type.
     """
 
@@ -179,7 +191,7 @@ class Refusal:
         return error_body(self.message, type=self.type, param=self.param, code=self.code)
 
 
-# A path tells where; without one, the field that the body itself lacks is named.
+# The message ends with a path, or names the field that the body itself lacks.
 _PARAM: Final = re.compile(r".*`\$\.(\w+)|.*field `(\w+)`$")
 
 
@@ -201,10 +213,10 @@ def check(body: ChatBody, plan: str, extra_models: Sequence[str]) -> Refusal | N
     Args:
         body: The request.
         plan: The plan of the key.
-        extra_models: Models that are served besides those of the catalogue, on every plan.
+        extra_models: Models that are served beside the catalogue's, on every plan.
 
     Returns:
-        What is wrong with it, `None` if nothing.
+        What is wrong with it; `None` if nothing is.
     """
     info = catalog.find(body.model)
     if info is None and body.model not in extra_models:
@@ -222,7 +234,7 @@ def check(body: ChatBody, plan: str, extra_models: Sequence[str]) -> Refusal | N
 
 
 def _check_calls(body: ChatBody) -> Refusal | None:
-    """What types can't say: a choice needs something to choose from, and the options of a stream need a stream."""
+    """Check what types can't: a choice needs something to choose from, and a stream's options need a stream."""
     functions = [function.name for function in body.functions or []]
     if body.function_call is not None and not functions:
         return Refusal(400, "'function_call' needs 'functions'.", param="function_call")

@@ -1,7 +1,7 @@
-"""`LocalServer`: PiAPI's chat completions as its page describes them, embedded, on loopback, with scripted faults.
+"""`LocalServer`: PiAPI's chat completions as its page describes them, on loopback, with scripted faults.
 
-Strategy: the answer to a request is made purely (`rules`, `replies`); this module is the HTTP around it, and the only
-place that sleeps, writes and drops connections.
+`rules` and `replies` work out the answer to a request, without any IO. This module is the HTTP around them: the only
+place that sleeps, writes to connections and drops them.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from piapi_async.testing.rules import ChatBody, Refusal, check, parse
 __all__ = ["LocalServer", "ReceivedRequest"]
 
 EXAMPLE_MODEL: Final = "gpt-3.5-turbo"
-"""The model of the page's example requests: it answers, though the page's table doesn't have it."""
+"""The model in the page's example requests. It answers, although it is missing from the page's table of models."""
 
-_RESET_PAUSE: Final = 0.01  # seconds for the client to read what was sent before: a reset overtakes it otherwise
-_TURN: Final = 64  # events of an unpaced stream between two chances for others
+_RESET_PAUSE: Final = 0.01  # seconds; without a pause, a reset overtakes what was sent before it
+_TURN: Final = 64  # events that a stream without a pace may send before others get their turn
 _STREAM_HEADERS: Final = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
 _JSON_HEADERS: Final = {"Content-Type": "application/json"}
 
@@ -51,14 +51,14 @@ class ReceivedRequest:
     """A request that the server received, and what became of it.
 
     Attributes:
-        number: Counts all requests from 0.
+        number: The request's number; the first one is 0.
         method: The HTTP method.
         path: The path, without the query.
-        headers: The headers; names are looked up in any case.
+        headers: The headers. Upper and lower case of their names do not matter.
         raw: The body's bytes.
-        body: The body as parsed JSON, `None` if it isn't JSON.
-        fault: The scripted fault that it got.
-        status: The status of the answer; `None` until there is one, and for good if the connection was dropped.
+        body: The body as parsed JSON; `None` if it is not JSON.
+        fault: The scripted fault that it met; `None` if none.
+        status: The status of the answer; `None` before there is one, and if the connection was dropped.
         disconnected: Whether the client left before it had the whole answer.
     """
 
@@ -74,22 +74,22 @@ class ReceivedRequest:
 
 
 class LocalServer:
-    """An OpenAI-style server that behaves as PiAPI's page says, for tests and demonstrations.
+    """An OpenAI-style server that behaves as PiAPI's page describes, for tests and demonstrations.
 
         async with LocalServer(terminator="[DONE]") as server:
             client = Client(server.api_key, base_url=server.base_url)
 
     It serves `POST /v1/chat/completions` (models, plans, roles, ranges, `n`, `stop`, `max_tokens`, functions, tools,
-    response formats, usage, streams) and `GET /v1/models`. The same messages get the same answer.
+    response formats, usage, streams) and `GET /v1/models`. The same messages always get the same answer.
 
-    Made outside a loop or inside one; the socket opens on `async with` or `start`. A closed server may be started
-    again, on the same port: an outage.
+    You may create it inside or outside an event loop; `async with` or `start` opens the socket. To play an outage,
+    close it and start it again: it keeps its port.
 
     Attributes:
-        api_key: The key it accepts.
-        plan: The key's plan; may be changed at any time, as may the next three.
-        terminator: What ends a stream; `None`: nothing.
-        tokens_per_second: Pace of each stream; `None`: as fast as it goes.
+        api_key: The key that it accepts.
+        plan: The key's plan. You may change it at any time, like the next three.
+        terminator: The data that ends a stream; `None`: a stream just ends.
+        tokens_per_second: The pace of each stream; `None`: as fast as possible.
         latency: Seconds before the headers of every completion.
     """
 
@@ -111,23 +111,23 @@ class LocalServer:
         max_body_bytes: int = 64 << 20,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        """Remember the options; nothing is opened yet.
+        """Take the options. Nothing is opened yet.
 
         Args:
             plan: The key's plan, one of `catalog.PLANS`.
-            terminator: What ends a stream: `[none]` as on the page, `[DONE]` as the SDKs want it; `None`: nothing.
-            api_key: The key it accepts.
+            terminator: The data that ends a stream: `[none]` as on the page, `[DONE]` as SDKs want it; `None`: no data.
+            api_key: The key that it accepts.
             host: The address to listen on.
-            port: The port to listen on; 0: a free one.
-            tokens_per_second: Pace of each stream, above 0; `None`: as fast as it goes.
+            port: The port to listen on; 0: any free one.
+            tokens_per_second: The pace of each stream, above 0; `None`: as fast as possible.
             latency: Seconds before the headers of every completion.
-            models: Names to serve besides the page's models, on every plan.
-            answer: Makes the texts: takes the messages as parsed JSON, returns a string.
-            faults: The script of faults: see `piapi_async.testing.faults`.
-            more_keys: Other keys that it accepts.
-            keep: How many requests `requests` keeps, the newest ones.
-            max_body_bytes: The largest request body; a larger one is refused with 413.
-            ssl_context: Speak TLS.
+            models: Models to serve beside the page's, on every plan.
+            answer: Makes the texts: gets the messages as parsed JSON and returns a string.
+            faults: The script of faults; see `piapi_async.testing.faults`.
+            more_keys: Further keys that it accepts.
+            keep: How many requests `requests` keeps; the oldest go first.
+            max_body_bytes: The largest request body. A larger one is refused with 413.
+            ssl_context: Speak TLS with this context.
 
         Raises:
             ConfigurationError: There is no such plan.
@@ -156,25 +156,25 @@ class LocalServer:
 
     @property
     def base_url(self) -> str:
-        """`http://HOST:PORT/v1`, once started."""
+        """`http://HOST:PORT/v1`. It is known once the server is started."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{'https' if self._ssl else 'http'}://{host}:{self.port}/v1"
 
     @property
     def port(self) -> int:
-        """The port, once started."""
+        """The port. It is known once the server is started."""
         if not self._port:
-            raise RuntimeError("this server has no port before it is started: use it with `async with`")
+            raise RuntimeError("the server has no port until it is started: use it with `async with`")
         return self._port
 
     @property
     def requests(self) -> list[ReceivedRequest]:
-        """What it received, in order; a new list each time."""
+        """The requests that it received, in order, as a new list."""
         return list(self._requests.values())
 
     @property
     def faults(self) -> Iterable[Fault | None] | FaultRule:
-        """The script of faults; set another at any time, or append to a list."""
+        """The script of faults. Set another one at any time, or append to the list you passed."""
         return self._faults
 
     @faults.setter
@@ -183,14 +183,14 @@ class LocalServer:
         self._rule = fault_rule(script)
 
     async def start(self) -> None:
-        """Listen.
+        """Begin to listen.
 
         Raises:
-            OSError: The port is taken, or the address isn't ours.
-            RuntimeError: It is started already.
+            OSError: The port is taken, or the address is not one of this machine.
+            RuntimeError: The server is started already.
         """
         if self._listener is not None:
-            raise RuntimeError("this server is started already")
+            raise RuntimeError("the server is started already")
         self._http = web.Server(self._handle, handler_cancellation=True, access_log=None)
         self._listener = await asyncio.get_running_loop().create_server(
             self._http, self._host, self._port, backlog=4096, ssl=self._ssl
@@ -198,7 +198,7 @@ class LocalServer:
         self._port = self._listener.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Stop listening and end every request at once; does nothing a second time."""
+        """Stop listening and end every request at once. Closing it again does nothing."""
         if self._listener is None or self._http is None:
             return
         listener, self._listener = self._listener, None
@@ -206,7 +206,7 @@ class LocalServer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._http.pre_shutdown()  # idle connections end now; shutdown would wait for them
+        self._http.pre_shutdown()  # ends idle connections, which `shutdown` would wait for
         await self._http.shutdown(0.1)
 
     async def __aenter__(self) -> LocalServer:
@@ -233,8 +233,8 @@ class LocalServer:
             response = await self._respond(request, number)
             self._update(number, status=response.status)
         except _DroppedError:
-            response = web.Response()  # aiohttp finds the connection closed, and lets it go
-        except asyncio.CancelledError:  # by `close`, or by aiohttp because the client has left
+            response = web.Response()  # aiohttp sees that the connection is closed, and sends nothing
+        except asyncio.CancelledError:  # cancelled by `close`, or by aiohttp because the client left
             self._update(number, disconnected=self._listener is not None)
             raise
         finally:
@@ -289,7 +289,7 @@ class LocalServer:
         return _json(500, fault.content()) if isinstance(fault, StreamError) else _json(200, reply.completion())
 
     def _accept(self, request: web.BaseRequest, raw: bytes, document: Any) -> ChatBody | Refusal:
-        """Check key, size, types and rules, in the order in which a gateway sees them."""
+        """Check key, size, types and rules, in the order in which a gateway does."""
         refusal = self._check_key(request)
         if refusal is not None:
             return refusal
@@ -328,12 +328,12 @@ class LocalServer:
         return response
 
     async def _send_tokens(self, send: _Send, reply: Reply, most: int | None = None) -> None:
-        """Send an event a token, at the pace that is set; at most so many."""
+        """Send one event per token, at the pace that is set, and `most` at most."""
         clock = asyncio.get_running_loop().time
         start = clock()
         for index, piece in enumerate(islice(reply.pieces(), most)):
             if self.tokens_per_second is not None:
-                # Counted from the start: a late token doesn't make all the others late.
+                # Count from the start, so that one late token does not make all the others late.
                 await asyncio.sleep(max(0.0, start + index / self.tokens_per_second - clock()))
             elif index % _TURN == _TURN - 1:
                 await asyncio.sleep(0)
@@ -356,11 +356,11 @@ _Send = Callable[[bytes], Awaitable[None]]
 
 
 class _DroppedError(Exception):
-    """The connection was dropped on purpose; there is nothing left to answer."""
+    """The connection was dropped on purpose, so there is nothing left to answer."""
 
 
 async def _read(request: web.BaseRequest, limit: int) -> bytes:
-    """The request's body, cut somewhere after the limit."""
+    """Read the request's body; one above the limit is read only a little further."""
     parts: list[bytes] = []
     size = 0
     while size <= limit and (part := await request.content.readany()):
@@ -377,13 +377,13 @@ def _parse_json(raw: bytes) -> Any:
 
 
 def _headers(fields: Mapping[str, str]) -> dict[str, str]:
-    """Headers of an answer: these, and an id of its own."""
+    """The headers of an answer: these, and a request id."""
     return {**fields, "x-request-id": f"req_{secrets.token_hex(12)}"}
 
 
 def _json(status: int, content: bytes, headers: Mapping[str, str] | None = None) -> web.Response:
     response = web.Response(status=status, body=content, headers=_headers(_JSON_HEADERS))
-    response.headers.update(headers or {})  # here, where names are the same in any case
+    response.headers.update(headers or {})  # here, because these headers ignore the case of names
     return response
 
 
@@ -395,12 +395,12 @@ def _refuse(refusal: Refusal, headers: Mapping[str, str] | None = None) -> web.R
 
 
 def _transport(request: web.BaseRequest) -> asyncio.Transport:
-    # Never None here: when a client has left, aiohttp cancels the handler before it could look.
+    # Never None here: when a client leaves, aiohttp cancels the handler before it gets this far.
     return cast("asyncio.Transport", request.transport)
 
 
 def _drop(request: web.BaseRequest, how: str) -> NoReturn:
-    """End the connection; aiohttp isn't asked, as it would finish the answer first."""
+    """End the connection, without aiohttp: it would finish the answer first."""
     if how == "reset":
         reset(_transport(request))
     else:
@@ -409,7 +409,7 @@ def _drop(request: web.BaseRequest, how: str) -> NoReturn:
 
 
 async def _forever() -> NoReturn:
-    """Wait to be cancelled: the client leaves, or the server is closed."""
+    """Wait until we are cancelled, because the client leaves or the server is closed."""
     while True:
         await asyncio.get_running_loop().create_future()
 
@@ -426,7 +426,7 @@ def _unframed(request: web.BaseRequest) -> _Send:
 
 
 async def _interrupt(request: web.BaseRequest, fault: Cut | Stall) -> NoReturn:
-    """Do to an answer, after its last good byte, what the fault says."""
+    """Break off an answer after its last good byte, as the fault says."""
     if isinstance(fault, Stall):
         await _forever()
     if fault.how == "reset":
@@ -435,7 +435,7 @@ async def _interrupt(request: web.BaseRequest, fault: Cut | Stall) -> NoReturn:
 
 
 async def _send_half(request: web.BaseRequest, content: bytes, fault: Cut | Stall) -> NoReturn:
-    """Send the head and half of the body of an answer, then do what the fault says."""
+    """Send the head and half of the body of an answer, then break off as the fault says."""
     close_delimited = isinstance(fault, Cut) and fault.how == "close"
     whole = http_response(200, content, _headers(_JSON_HEADERS), close_delimited=close_delimited)
     _transport(request).write(whole[: len(whole) - len(content) // 2])

@@ -154,7 +154,7 @@ async def test_a_client_that_resets_ends_an_endless_script() -> None:
 
 async def test_an_address_comes_with_the_start() -> None:
     server = RawServer([Close()])
-    with pytest.raises(RuntimeError, match="before it is started"):
+    with pytest.raises(RuntimeError, match="until it is started"):
         server.port  # noqa: B018
     addresses: set[str] = set()
     for _ in range(2):

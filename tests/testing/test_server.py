@@ -473,6 +473,7 @@ USER = {"role": "user", "content": "hi"}
         ({"logit_bias": [1]}, "logit_bias"),
         ({"functions": [{"name": "no spaces"}]}, "functions"),
         ({"functions": [{"name": "f", "parameters": []}]}, "functions"),
+        ({"functions": [{"name": "f", "parameters": {"properties": {"a": {"minLength": "1"}}}}]}, "functions"),
         ({"function_call": "auto"}, "function_call"),
         ({"function_call": "always", "functions": [WEATHER]}, "function_call"),
         ({"function_call": {"name": "other"}, "functions": [WEATHER]}, "function_call"),
@@ -845,7 +846,7 @@ def test_random_faults_depend_on_seed_and_number_alone() -> None:
 
 async def test_a_server_has_an_address_once_it_is_started(caller: Caller) -> None:
     server = LocalServer()
-    with pytest.raises(RuntimeError, match="before it is started"):
+    with pytest.raises(RuntimeError, match="until it is started"):
         server.base_url  # noqa: B018
     async with server:
         assert server.base_url == f"http://127.0.0.1:{server.port}/v1"
