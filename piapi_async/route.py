@@ -98,9 +98,10 @@ class Upstream:
             return None
         best = None
         for key in self.keys:
-            gate = key.gate
-            fits = gate.paused_until - now <= max_pause and key.admits(model, now)
-            if fits and (best is None or gate.load < best.gate.load):
+            breaker = key.breakers.get(model)
+            healthy = breaker is None or breaker.closed or breaker.admits(now)
+            fits = healthy and key.gate.paused_until - now <= max_pause
+            if fits and (best is None or key.gate.load < best.gate.load):
                 best = key
         return best
 

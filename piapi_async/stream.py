@@ -246,7 +246,8 @@ class ChatStream:
             return began
         if self._completion is not None:
             return None
-        self._check_open()
+        if not self._open:
+            raise RuntimeError("the stream was left before its end; read it inside its block")
         if self._failure is not None:
             raise RuntimeError(f"the stream has failed before, so there is no whole answer: {self._failure!r}")
         try:
@@ -309,7 +310,7 @@ class _Items(Generic[T]):
 def _tokens_of(batch: list[ChatCompletionChunk] | Restarted) -> list[str]:
     return [
         choice.delta.content
-        for chunk in _chunks_of(batch)
+        for chunk in ([] if isinstance(batch, Restarted) else batch)
         for choice in chunk.choices
         if choice.index == 0 and choice.delta.content
     ]

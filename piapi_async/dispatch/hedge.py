@@ -112,9 +112,14 @@ class HedgedAttempt:
         """As the leader's."""
         self.leader.note_first_event()
 
-    def finish_stream(self) -> ChatCompletion:
+    def finish_stream(self) -> None:
         """As the leader's."""
-        return self.leader.finish_stream()
+        self.leader.finish_stream()
+
+    @property
+    def completion(self) -> ChatCompletion | None:
+        """As the leader's."""
+        return self.leader.completion
 
     async def _race(self, work: Callable[[AttemptInFlight], Awaitable[None]]) -> None:
         """Do the work at one provider, and where that is slow at a second one too; the winner becomes the leader.

@@ -131,8 +131,9 @@ class SessionExchange:
         failure: BaseException
         began = self._session.time()
         try:
-            self.due = deadline.of_a_wait(began)
-            self._timer.ring_by(self.due)
+            self.due = due = deadline.of_a_wait(began)
+            if due < self._timer.rings:
+                self._timer.ring_at(due)
             return await self._content.readany()
         except asyncio.CancelledError:
             self.close()
@@ -183,6 +184,8 @@ class SessionExchange:
         while size <= MAX_BODY_BYTES and (piece := await self.read(deadline)):
             pieces.append(piece)
             size += len(piece)
+            if self._inflate is None and self._content.at_eof():
+                break  # as nearly always, after the first piece
         if size <= MAX_BODY_BYTES:
             self.finish()
             return b"".join(pieces)

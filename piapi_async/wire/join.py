@@ -51,19 +51,14 @@ class _ChoiceParts:
     logprobs: list[object] = attrs.field(factory=list[object])
 
     def extend(self, part: ChunkChoice) -> None:
-        delta = part.delta
-        if delta.content:
-            self.content.append(delta.content)
         if part.finish_reason is not None:
             self.finish_reason = part.finish_reason
-        if delta.role:
-            self.role = delta.role
-        if delta.function_call is not None or delta.tool_calls is not None:
-            self._extend_calls(delta)
         if part.logprobs is not None:
             self.logprobs.append(part.logprobs)
 
-    def _extend_calls(self, delta: Delta) -> None:
+    def extend_message(self, delta: Delta) -> None:
+        if delta.role:
+            self.role = delta.role
         if delta.function_call is not None:
             self.function_call = self.function_call or _CallParts()
             self.function_call.extend(delta.function_call)
@@ -149,7 +144,13 @@ class AnswerBuilder:
                 choice = self._choices.get(part.index)
                 if choice is None:
                     choice = self._choices[part.index] = _ChoiceParts()
-                choice.extend(part)
+                delta = part.delta
+                if delta.content:
+                    choice.content.append(delta.content)
+                if part.finish_reason is not None or part.logprobs is not None:
+                    choice.extend(part)
+                if delta.role or delta.function_call is not None or delta.tool_calls is not None:
+                    choice.extend_message(delta)
             if chunk.usage is not None:
                 self.usage = chunk.usage
 

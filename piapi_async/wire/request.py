@@ -31,16 +31,6 @@ def encode_request(request: ChatRequest, model: str, *, include_usage: bool = Fa
     Raises:
         InvalidRequestError: The body is larger than `MAX_REQUEST_BYTES`.
     """
-    body = Body(msgspec.json.encode(_fields(request, model, include_usage=include_usage)))
-    size = len(body.content)
-    if size <= MAX_REQUEST_BYTES:
-        return body
-    raise InvalidRequestError(
-        f"messages: the request has {size:,} bytes, more than {MAX_REQUEST_BYTES:,}; send a shorter prompt"
-    )
-
-
-def _fields(request: ChatRequest, model: str, *, include_usage: bool) -> JSON:
     fields = _given(request)
     fields["model"] = model
     fields["messages"] = [_message(message) for message in request.messages]
@@ -51,7 +41,14 @@ def _fields(request: ChatRequest, model: str, *, include_usage: bool) -> JSON:
     if request.extra_body is not None:
         del fields["extra_body"]
         fields.update(request.extra_body)
-    return fields
+    body = Body(msgspec.json.encode(fields))
+    size = len(body.content)
+    if size <= MAX_REQUEST_BYTES:
+        return body
+    del fields, request  # a traceback may show locals
+    raise InvalidRequestError(
+        f"messages: the request has {size:,} bytes, more than {MAX_REQUEST_BYTES:,}; send a shorter prompt"
+    )
 
 
 def _message(message: Message) -> JSON:
