@@ -1,7 +1,7 @@
 """Answers, whole and in chunks, and the record of how they were got.
 
-The classes have no slots, as msgspec and attrs both fill instances without slots faster. Those that the client
-completes after decoding (`ChatCompletion`, `ChatCompletionChunk`) can be assigned to; the others are frozen.
+The classes have no slots and can be assigned to: msgspec fills instances without slots faster, attrs those that are not
+frozen, and the client completes some after decoding. What is the default of a field, and so shared, is frozen.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _parse_raw(text: str) -> Raw:
     return cast("Raw", json.loads(text, parse_int=_parse_int, parse_float=_parse_float, parse_constant=str))
 
 
-@attrs.frozen(slots=False)
+@attrs.define(slots=False)
 class Usage:
     """Tokens counted by the provider: 0 or more of each kind, and their sum. `wire` drops a count that can't be one."""
 
@@ -43,7 +43,7 @@ class Usage:
     total_tokens: int
 
 
-@attrs.frozen(slots=False)
+@attrs.define(slots=False)
 class Choice:
     """One of the `n` answers.
 
@@ -71,7 +71,7 @@ class Delta:
     tool_calls: tuple[ToolCall, ...] | None = None
 
 
-@attrs.frozen(slots=False)
+@attrs.define(slots=False)
 class ChunkChoice:
     """What a chunk adds to one choice."""
 
@@ -114,7 +114,7 @@ class ChatCompletionChunk:
         return _parse_raw(self.data)
 
 
-@attrs.frozen(slots=False)
+@attrs.define(slots=False)
 class Attempt:
     """One request that a call sent, or tried to send.
 

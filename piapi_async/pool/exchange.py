@@ -217,8 +217,7 @@ class SessionExchange:
 
 def _copy(response: aiohttp.ClientResponse) -> Headers:
     """Copy headers out of aiohttp's own mapping; what came more than once is joined by line ends."""
-    headers: dict[str, str] = {}
-    for name, value in response.headers.items():
-        key = name.lower()
-        headers[key] = f"{headers[key]}\n{value}" if key in headers else value
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    if len(headers) < len(response.headers):
+        headers = {name: "\n".join(response.headers.getall(name)) for name in headers}
     return headers

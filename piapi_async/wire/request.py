@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 import msgspec
 
@@ -63,16 +65,26 @@ def _given(value: ChatRequest | Message | ToolCall) -> JSON:
     return {name: field for name, field in value.__dict__.items() if field is not None}
 
 
+COMMON_HEADERS: Mapping[str, str] = {
+    "Content-Type": "application/json",
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",
+    "X-Attempt": "1",
+}
+"""What nearly all requests have in common; those of a single request win over them. The key is not among them."""
+
+
 def request_headers(idempotency_key: str, attempt: int, *, stream: bool) -> dict[str, str]:
-    """Return the headers of one request, beside those that its session always sends.
+    """Return the headers of one request, beside or instead of `COMMON_HEADERS`.
 
     Args:
         idempotency_key: The same for every attempt of a call.
         attempt: Counted from 1.
         stream: Whether the answer is to come as events.
     """
-    return {
-        "Accept": "text/event-stream" if stream else "application/json",
-        "Idempotency-Key": idempotency_key,
-        "X-Attempt": str(attempt),
-    }
+    headers = {"Idempotency-Key": idempotency_key}
+    if stream:
+        headers["Accept"] = "text/event-stream"
+    if attempt > 1:
+        headers["X-Attempt"] = str(attempt)
+    return headers
