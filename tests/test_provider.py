@@ -227,8 +227,8 @@ def test_model_names() -> None:
     models = {"gpt-4o": "openai/gpt-4o"}
     backup = provider(models=models)
     models["gpt-4o"] = "changed"
-    assert backup.model("gpt-4o") == "openai/gpt-4o"
-    assert backup.model("gpt-4o-mini") == "gpt-4o-mini"
+    assert backup.name_of("gpt-4o") == "openai/gpt-4o"
+    assert backup.name_of("gpt-4o-mini") == "gpt-4o-mini"
 
 
 @pytest.mark.parametrize("models", [{"a": ""}, {"a": None}, {5: "a"}, {"a": b"b"}])
