@@ -19,8 +19,8 @@ Raw: TypeAlias = dict[str, object]
 """A provider's JSON object, as it was sent."""
 
 
-def _parse_int(digits: str) -> int | str:
-    """Python refuses to convert more than 4,300 digits; they stay text."""
+def parse_int(digits: str) -> int | str:
+    """Read a whole number of JSON. Python refuses to convert more than 4,300 digits; they stay text."""
     return int(digits) if len(digits) < 4300 else digits
 
 
@@ -31,7 +31,7 @@ def _parse_float(digits: str) -> float | str:
 
 
 def _parse_raw(text: str) -> Raw:
-    return cast("Raw", json.loads(text, parse_int=_parse_int, parse_float=_parse_float, parse_constant=str))
+    return cast("Raw", json.loads(text, parse_int=parse_int, parse_float=_parse_float, parse_constant=str))
 
 
 @attrs.frozen(slots=False)
