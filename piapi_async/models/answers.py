@@ -24,14 +24,14 @@ def parse_int(digits: str) -> int | str:
     return int(digits) if len(digits) < 4300 else digits
 
 
-def _parse_float(digits: str) -> float | str:
-    """Python makes 1e999 infinite, which JSON has no word for; it stays text."""
+def parse_float(digits: str) -> float | str:
+    """Read a number of JSON. Python makes 1e999 infinite, which JSON has no word for; it stays text."""
     value = float(digits)
     return digits if math.isinf(value) else value
 
 
 def _parse_raw(text: str) -> Raw:
-    return cast("Raw", json.loads(text, parse_int=parse_int, parse_float=_parse_float, parse_constant=str))
+    return cast("Raw", json.loads(text, parse_int=parse_int, parse_float=parse_float, parse_constant=str))
 
 
 @attrs.frozen(slots=False)

@@ -216,8 +216,8 @@ def test_a_web_page() -> None:
 
 def test_a_number_that_is_infinite_is_handed_out_as_text() -> None:
     for name in ("x", "created", "usage"):
-        decoded = decode_completion(completion(**{name: "?"}).replace(b'"?"', b"1e999"))
-        assert decoded.raw[name] in ("1e999", "Infinity")
+        decoded = decode(completion(**{name: "?"}).replace(b'"?"', b"1e999"))
+        assert decoded.raw[name] == "1e999"
         assert decoded.created in (0, 1695900828)
         assert decoded.usage in (None, Usage(19, 9, 28))
 
