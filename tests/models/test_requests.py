@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import numbers
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from decimal import Decimal
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
 import attrs
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -227,6 +231,116 @@ def test_mappings_and_sequences_of_any_kind() -> None:
     )
     assert request.extra_body == {"a": {"b": (1, 2)}}
     assert request.logit_bias == {"5": 1}
+
+
+# -- numbers of other libraries ----------------------------------------------------------------------------------------
+
+
+class Whole:
+    """A whole number as a library may define it: no `int`, but registered as one."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __int__(self) -> int:
+        return self.value
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+numbers.Integral.register(Whole)
+
+
+class Real:
+    """A number with decimals, likewise."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __float__(self) -> float:
+        return self.value
+
+
+numbers.Real.register(Real)
+
+
+def assert_plain(value: object) -> None:
+    """Assert that all numbers in a value are Python's own."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            assert_plain(item)
+    elif isinstance(value, tuple):
+        for item in value:
+            assert_plain(item)
+    else:
+        assert type(value) in (int, float, bool, str, type(None))
+
+
+@pytest.mark.parametrize("whole", [Whole, numpy.int64, numpy.int8, numpy.uint16])
+def test_whole_numbers_of_any_library(whole: Callable[[int], Any]) -> None:
+    assert isinstance(whole(1), numbers.Integral)
+    given_, plain = (
+        {
+            "temperature": make(1),
+            "top_p": make(0),
+            "n": make(2),
+            "max_tokens": make(100),
+            "presence_penalty": make(2),
+            "frequency_penalty": make(0),
+            "logit_bias": {make(50): make(100)},
+            "seed": make(7),
+            "max_completion_tokens": make(1),
+            "top_logprobs": make(20),
+            "functions": [{"name": "f", "parameters": {"maximum": make(5)}}],
+            "tools": [{"type": "function", "limits": [make(5)]}],
+            "function_call": {"name": "f", "x": make(5)},
+            "tool_choice": {"name": "f", "x": make(5)},
+            "response_format": {"type": "x", "x": make(5)},
+            "stream_options": {"x": make(5)},
+            "extra_body": {"a": [make(1), {"b": make(2)}]},
+        }
+        for make in (whole, int)
+    )
+    prompt, plain_prompt = (
+        [{"role": "user", "content": [{"type": "image_url", "width": make(3)}]}] for make in (whole, int)
+    )
+    asked: Any = given_
+    request = ChatRequest(prompt, **asked)
+    expected: Any = plain
+    assert request == ChatRequest(plain_prompt, **expected)
+    for name in given_:
+        assert_plain(getattr(request, name))
+    assert_plain(request.messages[0].content)
+
+
+@pytest.mark.parametrize("real", [Real, numpy.float64, numpy.float32])
+def test_numbers_with_decimals_of_any_library(real: Callable[[float], Any]) -> None:
+    request = ChatRequest("Hi", temperature=real(0.5), logit_bias={"1": real(-1.5)}, extra_body={"a": real(2.5)})
+    assert request == ChatRequest("Hi", temperature=0.5, logit_bias={"1": -1.5}, extra_body={"a": 2.5})
+    for value in (request.temperature, request.logit_bias, request.extra_body):
+        assert_plain(value)
+    for name, value in (("n", real(1.0)), ("temperature", real(2.5)), ("extra_body", {"a": real(math.inf)})):
+        with pytest.raises(InvalidRequestError, match=f"^{name}"):
+            ChatRequest("Hi", **{name: value})  # type: ignore[arg-type]  # one of many types
+
+
+def test_a_number_out_of_range_of_any_library() -> None:
+    for name, value in (
+        ("n", Whole(0)),
+        ("seed", Whole(2**63)),
+        ("temperature", Whole(3)),
+        ("top_logprobs", Whole(-1)),
+    ):
+        with pytest.raises(InvalidRequestError, match=f"^{name}: a Whole is not a (whole )?number in range"):
+            ChatRequest("Hi", **{name: value})  # type: ignore[arg-type]  # one of many types
+
+
+def test_a_fraction_that_no_float_can_hold() -> None:
+    for name, value in (("temperature", Fraction(10**400)), ("extra_body", {"a": Fraction(10**400)})):
+        with pytest.raises(InvalidRequestError, match=f"^{name}"):
+            ChatRequest("Hi", **{name: value})  # type: ignore[arg-type]  # one of many types
+    assert ChatRequest("Hi", temperature=Fraction(1, 2)).temperature == 0.5  # type: ignore[arg-type]
 
 
 # -- prompts -----------------------------------------------------------------------------------------------------------

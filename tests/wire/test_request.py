@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 from piapi_async import ChatRequest, FunctionCall, InvalidRequestError, Message, ToolCall
-from piapi_async.wire import MAX_REQUEST_BYTES, decode_completion, encode_request
+from piapi_async.wire import MAX_REQUEST_BYTES, decode_completion, encode_request, request_headers
 from tests.wire.samples import completion
 
 WEATHER = {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
@@ -204,3 +204,12 @@ def test_a_request_that_is_too_large() -> None:
 
 def test_a_body_shows_nothing() -> None:
     assert "secret prompt" not in repr(encode_request(ChatRequest("secret prompt"), "m"))
+
+
+def test_the_headers_of_a_request() -> None:
+    assert request_headers("call-1", 2, stream=False) == {
+        "Accept": "application/json",
+        "Idempotency-Key": "call-1",
+        "X-Attempt": "2",
+    }
+    assert request_headers("call-1", 1, stream=True)["Accept"] == "text/event-stream"
