@@ -150,7 +150,7 @@ def _decode(events: SSEDecoder, decoder: ChunkDecoder, data: bytes) -> _Batch:
 # -- what the caller holds ---------------------------------------------------------------------------------------------
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen
 class Restarted:
     """Comes out of `ChatStream.events` where an answer broke off and another one begins: forget the text so far.
 

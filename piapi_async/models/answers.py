@@ -19,19 +19,19 @@ Raw: TypeAlias = dict[str, object]
 """A provider's JSON object, as it was sent."""
 
 
-def _parse_int(digits: str) -> int | str:
-    """Python refuses to convert more than 4,300 digits; they stay text."""
+def parse_int(digits: str) -> int | str:
+    """Read a whole number of JSON. Python refuses to convert more than 4,300 digits; they stay text."""
     return int(digits) if len(digits) < 4300 else digits
 
 
-def _parse_float(digits: str) -> float | str:
-    """Python makes 1e999 infinite, which JSON has no word for; it stays text."""
+def parse_float(digits: str) -> float | str:
+    """Read a number of JSON. Python makes 1e999 infinite, which JSON has no word for; it stays text."""
     value = float(digits)
     return digits if math.isinf(value) else value
 
 
 def _parse_raw(text: str) -> Raw:
-    return cast("Raw", json.loads(text, parse_int=_parse_int, parse_float=_parse_float, parse_constant=str))
+    return cast("Raw", json.loads(text, parse_int=parse_int, parse_float=parse_float, parse_constant=str))
 
 
 @attrs.define(slots=False)

@@ -47,7 +47,7 @@ def encode_request(request: ChatRequest, model: str, *, include_usage: bool = Fa
     size = len(body.content)
     if size <= MAX_REQUEST_BYTES:
         return body
-    del fields, request  # a traceback may show locals
+    del request, fields, body  # else a traceback would keep the prompt alive
     raise InvalidRequestError(
         f"messages: the request has {size:,} bytes, more than {MAX_REQUEST_BYTES:,}; send a shorter prompt"
     )
