@@ -178,8 +178,9 @@ class ChatStream:
         self._source = source
         self._restarts = restarts
         self._began: list[ChatCompletionChunk] | Restarted | None = None
-        self._consumer: object | None = None
-        self._tokens: _Items[str] | None = None
+        self._consumed = False
+        self._looped = False  # whether an `async for` over the tokens has begun
+        self._tokens: deque[str] | None = None  # that are ready, once somebody asks for tokens
         self._completion: ChatCompletion | None = None
         self._failure: BaseException | None = None
         self._open = False
@@ -202,19 +203,25 @@ class ChatStream:
         self._open = False
         await self._source.aclose()
 
-    def __aiter__(self) -> AsyncIterator[str]:
+    def __aiter__(self) -> Self:
         self._check_no_restarts()
-        if self._tokens is not None and self._tokens.looped:
-            self._check_single_consumer()
-        self._tokens = self._tokens or self._consume(_tokens_of)
-        self._tokens.looped = True
-        return self._tokens
+        if self._tokens is None or self._looped:
+            self._claim()
+            self._tokens = deque()
+        self._looped = True
+        return self
 
     async def __anext__(self) -> str:
-        self._check_no_restarts()
         if self._tokens is None:
-            self._tokens = self._consume(_tokens_of)
-        return await anext(self._tokens)
+            self._check_no_restarts()
+            self._claim()
+            self._tokens = deque()
+        while not self._tokens:
+            batch = await self._pull()
+            if batch is None:
+                raise StopAsyncIteration
+            self._tokens.extend(_tokens_of(batch))
+        return self._tokens.popleft()
 
     def chunks(self) -> AsyncIterator[ChatCompletionChunk]:
         """Iterate over whole chunks instead of tokens: all choices, fragments of calls, usage."""
@@ -268,16 +275,16 @@ class ChatStream:
         if not self._open and self._completion is None:
             raise RuntimeError("the stream is not open; use it inside `async with client.stream(...) as stream:`")
 
-    def _check_single_consumer(self) -> None:
-        if self._consumer is not None:
+    def _claim(self) -> None:
+        """Become the one consumer."""
+        self._check_open()
+        if self._consumed:
             raise RuntimeError("the stream has a consumer already; keep what you need in the first iteration")
+        self._consumed = True
 
     def _consume(self, select: Select[T]) -> _Items[T]:
-        self._check_open()
-        self._check_single_consumer()
-        items = _Items(self._pull, select)
-        self._consumer = items
-        return items
+        self._claim()
+        return _Items(self._pull, select)
 
 
 Select: TypeAlias = Callable[[list[ChatCompletionChunk] | Restarted], list[T]]
@@ -285,7 +292,7 @@ Select: TypeAlias = Callable[[list[ChatCompletionChunk] | Restarted], list[T]]
 
 
 class _Items(Generic[T]):
-    """An iteration over a stream."""
+    """An iteration over a stream, which does not hold it in turn: a cycle costs a collection."""
 
     def __init__(
         self, pull: Callable[[], Awaitable[list[ChatCompletionChunk] | Restarted | None]], select: Select[T]
@@ -293,7 +300,6 @@ class _Items(Generic[T]):
         self._pull = pull
         self._select = select
         self._ready: deque[T] = deque()
-        self.looped = False  # whether an `async for` has begun
 
     def __aiter__(self) -> Self:
         return self

@@ -59,13 +59,13 @@ class AttemptInFlight:
 
     upstream: Upstream
     key: UpstreamKey
+    _breaker: Breaker
 
     def __init__(self, dispatcher: Dispatcher, call: Call) -> None:
         self.call = call
         self.first_event: float | None = None
         self._dispatcher = dispatcher
         self._reserved: int | None = None
-        self._breaker: Breaker | None = None
         self._began = 0.0
         self._probe = False  # whether the breaker waits to be told how it ended
         self._proved = False  # whether a probe's first event has told the breaker already
@@ -83,8 +83,8 @@ class AttemptInFlight:
 
     async def __aenter__(self) -> Self:
         call, dispatcher = self.call, self._dispatcher
+        now = dispatcher.clock()
         if call.failures:
-            now = dispatcher.clock()
             route = dispatcher.router.after_failure(call, now)
             route.upstream.retry_budget -= route.retry
             if route.wait:
@@ -93,7 +93,6 @@ class AttemptInFlight:
                 if not route.key.admits(call.model, now):  # it may have fallen sick meanwhile
                     route = dispatcher.router.choose(call, now)
         else:
-            now = call.began
             route = dispatcher.router.choose(call, now)
         if call.worst is not None:
             self._reserve(call.worst)
@@ -213,7 +212,7 @@ class AttemptInFlight:
         """Note the first event of a stream: a provider on probation has then shown what it was asked to show."""
         now = self._dispatcher.clock()
         self.first_event = now - self._began
-        if self._probe and self._breaker is not None:
+        if self._probe:
             self._probe = False
             self._proved = True
             self._breaker.record(now, True, True, self._began)
@@ -256,6 +255,7 @@ class AttemptInFlight:
                 now = self._dispatcher.clock()
                 self._record(now, "stale")
                 self._began = now
+                self._sent = False  # nobody has read it
                 call.resent = call.fresh = True
         self._sent = True
         self._exchange = exchange
@@ -374,8 +374,7 @@ class AttemptInFlight:
         """Give the place back, end the breaker's count, and close what is not finished."""
         if self._exchange is not None and not good:
             self._exchange.close()
-        if self._breaker is not None:
-            self._breaker.record(now, None if self._proved and good else good, self._probe, self._began)
+        self._breaker.record(now, None if self._proved and good else good, self._probe, self._began)
         self.key.gate.leave()
 
     def _settle(self, *, billed: bool) -> None:
