@@ -285,9 +285,7 @@ class ChatStream:
 
     def _was_left(self, error: BaseException, reader: asyncio.Task[object], cancelling: int) -> bool:
         """Whether a read ended because the block was left; takes that cancellation back."""
-        return (
-            self._left is not None and isinstance(error, asyncio.CancelledError) and reader.uncancel() <= cancelling
-        )
+        return self._left is not None and isinstance(error, asyncio.CancelledError) and reader.uncancel() <= cancelling
 
     def _check_no_restarts(self) -> None:
         if self._restarts:
