@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import Generic, Protocol, Self, TypeAlias, TypeVar, cast
 
 import attrs
 
@@ -265,13 +265,13 @@ class ChatStream:
     async def _read(self) -> list[ChatCompletionChunk] | Restarted | ChatCompletion:
         if self._reader is not None:
             raise RuntimeError("another task reads the stream already; it has one consumer")
-        reader = self._reader = asyncio.current_task()
-        cancelling = 0 if reader is None else reader.cancelling()
+        reader = self._reader = cast("asyncio.Task[object]", asyncio.current_task())  # whose coroutine this is
+        cancelling = reader.cancelling()
         try:
             return await anext(self._source)
         except BaseException as error:
             self._failure = error.with_traceback(None)
-            if reader is None or not self._was_left(error, reader, cancelling):
+            if not self._was_left(error, reader, cancelling):
                 raise
         finally:
             self._reader = None

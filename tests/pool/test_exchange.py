@@ -165,6 +165,31 @@ async def test_a_body_that_breaks_off(end: Step) -> None:
             assert "in_flight=0" in repr(pool)
 
 
+@pytest.mark.parametrize("script", [[Send(b"SSH-2.0\r\n"), Wait()], [Send(b"HTTP/1.1 200 OK\r\nX-Half: "), Close()]])
+async def test_an_answer_that_is_not_http(script: list[Step]) -> None:
+    async with RawServer([ReadRequest(), *script]) as server:
+        target = endpoint(server)
+        async with SessionPool([target]) as pool:
+            with pytest.raises(APIConnectionError) as caught:
+                await send(pool, target)
+            assert (caught.value.kind, caught.value.maybe_billed) == ("protocol", True)
+
+
+async def test_a_read_that_is_cancelled_closes_the_connection() -> None:
+    async with RawServer([ReadRequest(), Send(CHUNKED + b"1\r\na\r\n"), Wait()]) as server:
+        target = endpoint(server)
+        async with SessionPool([target]) as pool:
+            exchange = await send(pool, target)
+            assert await exchange.read(Deadline()) == b"a"
+            reading = asyncio.ensure_future(exchange.read(Deadline()))
+            await asyncio.sleep(0.01)
+            reading.cancel()
+            await asyncio.wait([reading])
+            assert reading.cancelled()
+            await asyncio.sleep(0.01)
+            assert repr(pool) == "<SessionPool open=0 idle=0 in_flight=0>"
+
+
 # -- timers ------------------------------------------------------------------------------------------------------------
 
 

@@ -393,6 +393,21 @@ async def test_a_request_that_is_cancelled_at_each_step(server: RawServer, steps
         assert len(server.requests) <= len(sent) <= 1
 
 
+async def test_a_request_that_is_cancelled_on_a_kept_connection() -> None:
+    async with RawServer([*ANSWER, ReadRequest(), Wait()]) as server:
+        target = endpoint(server)
+        async with SessionPool([target]) as pool:
+            await ask(pool, target)
+            call = asyncio.create_task(send(pool, target))
+            while len(server.requests) < 2:
+                await asyncio.sleep(0.001)
+            call.cancel()
+            await asyncio.wait([call])
+            assert call.cancelled()
+            await asyncio.sleep(0.01)
+            assert repr(pool) == "<SessionPool open=0 idle=0 in_flight=0>"
+
+
 async def test_a_cancel_from_outside_is_not_taken_for_the_timer() -> None:
     async with RawServer([ReadRequest(), Wait()]) as server, Client("sk-x", base_url=server.base_url) as client:
         with pytest.raises(TimeoutError):
