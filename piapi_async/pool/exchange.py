@@ -7,7 +7,7 @@ import socket
 import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import aiohttp
 
@@ -71,20 +71,20 @@ class SessionExchange:
         self.response: aiohttp.ClientResponse | None = None
         self._session = session
         self._timer = timer
-        self._task = asyncio.current_task()
-        self._cancelling = 0 if self._task is None else self._task.cancelling()
+        self._task = cast("asyncio.Task[object]", asyncio.current_task())  # whose coroutine this is made in
+        self._cancelling = self._task.cancelling()
         self._content = aiohttp.EMPTY_PAYLOAD
         self._inflate: Inflate | None = None
-        self._on_sent: Callable[[], None] | None = on_sent
+        self._on_sent = on_sent
 
     # -- before the answer ---------------------------------------------------------------------------------------------
 
     def note_sent(self) -> None:
         """Note that the request begins to go out."""
         self.sent = True
-        if self._on_sent is not None:
-            on_sent, self._on_sent = self._on_sent, None  # dropped, as it leads back here: a cycle costs a collection
-            on_sent()
+        on_sent = self._on_sent
+        del self._on_sent  # it leads back here, and a cycle costs a collection
+        on_sent()
 
     def answer(self, response: aiohttp.ClientResponse) -> None:
         """Note that the answer begins."""
@@ -102,12 +102,12 @@ class SessionExchange:
             self.expired = True
             if self.response is not None:
                 self.response.close()
-            elif self._task is not None:
+            else:
                 self._task.cancel()
 
     def cancelled_itself(self) -> bool:
         """Whether a `CancelledError` is this exchange's own; takes the cancellation back if so."""
-        return self.expired and self._task is not None and self._task.uncancel() <= self._cancelling
+        return self.expired and self._task.uncancel() <= self._cancelling
 
     def abort(self) -> None:
         """End a connection now; closing it as aiohttp does waits until what is left of the body is written."""

@@ -190,14 +190,18 @@ class SessionPool:
         return sum(session.in_flight for session in self._sessions.values())
 
     async def __aenter__(self) -> Self:
-        for endpoint in self._endpoints:
-            proxy = self._proxy
-            if proxy is None and self._trust_env:
-                # Not by aiohttp's own trust_env: a password in ~/.netrc would then stand in the way of the key. In a
-                # thread, as some systems look names up to answer.
-                proxy = await asyncio.to_thread(_environment_proxy, endpoint.url)
+        await self.aclose()  # what a close that was cancelled has left
+        proxies = [await self._find_proxy(endpoint.url) for endpoint in self._endpoints]
+        for endpoint, proxy in zip(self._endpoints, proxies, strict=True):  # in one step: all of them or none
             self._sessions[endpoint] = self._open(endpoint, proxy)
         return self
+
+    async def _find_proxy(self, url: str) -> str | None:
+        if self._proxy is not None or not self._trust_env:
+            return self._proxy
+        # Not by aiohttp's own trust_env: a password in ~/.netrc would then stand in the way of the key. In a thread, as
+        # some systems look names up to answer.
+        return await asyncio.to_thread(_environment_proxy, url)
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
