@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import attrs
 import msgspec
 
-from piapi_async.checkpoint import Note, read_notes
+from piapi_async.batch.records import Note, read_notes
 from piapi_async.errors import BatchError, ConfigurationError
 
 if TYPE_CHECKING:

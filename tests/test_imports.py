@@ -35,7 +35,6 @@ ORDER = (
     "client",
     "fanout",
     "functions",
-    "checkpoint",
     "batch",
     "report",
     "__init__",

@@ -22,7 +22,7 @@ import matplotlib
 import pytest
 from PIL import Image
 
-from piapi_async.checkpoint import Note, key_of, make_line
+from piapi_async.batch.records import Note, key_of, make_line
 from piapi_async.errors import BatchError, ConfigurationError
 from piapi_async.report import check_report, write_report
 
