@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Self
 
 import anyio
@@ -21,9 +22,11 @@ for line in sys.stdin:
     job = json.loads(line)
     pid = os.fork()
     if not pid:
+        os.chdir(job["directory"])
         os.environ.update(job["environment"])
-        for number, name in enumerate(job["streams"]):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), number)
+        os.dup2(os.open(job["stdin"], os.O_RDONLY), 0)
+        for number, name in enumerate(job["outputs"], 1):
+            os.dup2(os.open(name, os.O_WRONLY), number)
         if job["file_limit"] is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_limit"], job["file_limit"]))
         sys.exit(main(*job["arguments"]))
@@ -55,31 +58,37 @@ class Nursery:
 
     @asynccontextmanager
     async def child(
-        self,
-        *arguments: object,
-        environment: Mapping[str, str] | None = None,
-        streams: Sequence[str] = (),
-        file_limit: int | None = None,
+        self, *arguments: object, directory: Path, stdin: str = os.devnull, file_limit: int | None = None
     ) -> AsyncIterator[Child]:
-        """Start a process. It is killed at the end, if it has not ended by then.
+        """Start a process with the environment of this one. If it has not ended by the end, it is killed.
 
         Args:
             arguments: Of `main`.
-            environment: Variables that are set beside those of the nursery.
-            streams: Files for standard input, output and error. Without them, they are the nursery's own.
+            directory: Where it runs.
+            stdin: Its standard input.
             file_limit: Bytes that no file may grow beyond.
         """
-        job = {"arguments": arguments, "environment": environment or {}, "streams": streams, "file_limit": file_limit}
+        outputs = {name: directory / name for name in ("stdout", "stderr")}
+        job = {
+            "arguments": arguments,
+            "directory": str(directory),
+            "environment": dict(os.environ),
+            "stdin": stdin,
+            "outputs": [str(path) for path in outputs.values()],
+            "file_limit": file_limit,
+        }
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(job).encode() + b"\n")
-        child = Child(self, await self.read())
-        try:
-            yield child
-        finally:
-            if child.status is None:
-                child.send_signal(signal.SIGKILL)
-                with anyio.CancelScope(shield=True):
-                    await child.wait()
+        with ExitStack() as pipes:
+            ends = {name: pipes.enter_context(_named_pipe(path)) for name, path in outputs.items()}
+            self._process.stdin.write(json.dumps(job).encode() + b"\n")
+            child = Child(self, await self.read(), ends)
+            try:
+                yield child
+            finally:
+                if child.status is None:
+                    child.send_signal(signal.SIGKILL)
+                    with anyio.CancelScope(shield=True):
+                        await child.wait()
 
     async def read(self) -> int:
         """Read the next number that the nursery writes."""
@@ -93,6 +102,18 @@ class Nursery:
         return int(line)
 
 
+@contextmanager
+def _named_pipe(path: Path) -> Iterator[int]:
+    """A pipe: an `RLIMIT_FSIZE` does not hold for it. What a test writes is small enough that nobody waits."""
+    os.mkfifo(path)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+        path.unlink()
+
+
 @attrs.define(eq=False)
 class Child:
     """A process that a nursery has started.
@@ -100,15 +121,24 @@ class Child:
     Attributes:
         nursery: The nursery.
         pid: Its id.
+        ends: Where its standard output and standard error can be read.
         status: Its exit status, or the number of the signal that killed it, negative; None until it was waited for.
     """
 
     nursery: Nursery
     pid: int
+    ends: Mapping[str, int]
     status: int | None = None
+    _said: dict[str, bytes] = attrs.field(factory=dict[str, bytes], init=False)
 
     def send_signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
+
+    def said(self, name: str) -> str:
+        """Return what it has written so far, to `stdout` or `stderr`."""
+        with suppress(BlockingIOError):
+            self._said[name] = self._said.get(name, b"") + os.read(self.ends[name], 1 << 16)
+        return self._said.get(name, b"").decode()
 
     async def wait(self) -> int:
         """Wait for its end, and return its status."""

@@ -131,13 +131,17 @@ async def kill_again_and_again(directory: Path, kills: int) -> Outcome:
         with Nursery(CODE) as nursery:
             for number in range(kills):
                 with anyio.fail_after(60):
-                    async with nursery.child(KEY, server.base_url, number, *files, CONCURRENCY) as child:
+                    async with nursery.child(
+                        KEY, server.base_url, number, *files, CONCURRENCY, directory=directory
+                    ) as child:
                         await kill(child, server, dice)
                         status = await child.wait()
                     assert status == -signal.SIGKILL, "it ended before it was killed: there are too few rows"
                     found.append(look(number, out, directory))
             with anyio.fail_after(60):
-                async with nursery.child(KEY, server.base_url, kills, *files, CONCURRENCY) as child:
+                async with nursery.child(
+                    KEY, server.base_url, kills, *files, CONCURRENCY, directory=directory
+                ) as child:
                     assert await child.wait() == 0
         sent: list[Counter[str]] = [Counter() for _ in range(kills + 1)]
         for request in server.requests:
@@ -179,8 +183,9 @@ def look(number: int, out: Path, directory: Path) -> Kill:
     return Kill(number, frozenset(finished), frozenset(found.maybe_billed), found.earlier.torn)
 
 
-async def test_K1_killed_again_and_again(tmp_path: Path) -> None:
-    outcome = await kill_again_and_again(tmp_path, KILLS)
+@pytest.mark.parametrize("kills", [3, pytest.param(KILLS, marks=pytest.mark.slow)])
+async def test_K1_killed_again_and_again(tmp_path: Path, kills: int) -> None:
+    outcome = await kill_again_and_again(tmp_path, kills)
     sys.stdout.write(f"\n{outcome.table()}\n")
     check(outcome)
 
