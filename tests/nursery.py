@@ -27,9 +27,11 @@ for line in sys.stdin:
         os.dup2(os.open(job["stdin"], os.O_RDONLY), 0)
         for number, name in enumerate(job["outputs"], 1):
             os.dup2(os.open(name, os.O_WRONLY), number)
-        if job["file_limit"] is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_limit"], job["file_limit"]))
-        sys.exit(main(*job["arguments"]))
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_limit"] or limits[0], limits[1]))
+        status = main(*job["arguments"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)  # what measures coverage writes a file at the end
+        sys.exit(status)
     print(pid, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """

@@ -211,7 +211,6 @@ class _Run:
 
     def _report(self) -> None:
         self._recorder.sum_up()
-        self.status.under_way = len(self._flights)
         self.status.seconds = time.monotonic() - self._began
         self._progress(self.status)
 
@@ -250,11 +249,13 @@ class _Run:
     async def _ask(self, index: int, row: Row) -> Result:
         flight = Flight(row, anyio.current_time())
         self._flights.add(flight)
+        self.status.under_way += 1
         try:
             with flight.scope:
                 await self._fly(flight)
         finally:
             self._flights.discard(flight)
+            self.status.under_way -= 1
             self._changed.set()
             self._end_if_idle()
         return Result(index, None)
