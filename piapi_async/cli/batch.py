@@ -1,7 +1,7 @@
-"""``piapi-async batch``: a file of requests in, a file of results out, and what is seen of it meanwhile.
+"""``piapi-async batch``: runs a batch and shows how it goes.
 
-What is seen goes to standard error, so that results may go to standard output: a line that is written over on a
-terminal, a line now and then elsewhere.
+Messages go to standard error, because the results may go to standard output. Progress is one line that is redrawn on a
+terminal, and elsewhere a new line now and then.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from piapi_async.errors import PiAPIError
 from piapi_async.models import ChatParams
 
 TICK = 0.25
-"""Seconds between two looks of the line on a terminal."""
+"""Seconds until the progress line is redrawn on a terminal."""
 
 PLAIN_TICK = 10.0
-"""Seconds between two lines where there is no terminal: a night's log stays readable."""
+"""Seconds between two progress lines where there is no terminal: the log of a whole night stays readable."""
 
 NAMED = 5
-"""How many ids a message names; the others are counted."""
+"""Most ids in a message; the others are counted."""
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
@@ -48,7 +48,7 @@ STOPPED = {
 
 @attrs.define(kw_only=True)
 class Job:
-    """A batch as the command line has it. What is not here is `run_batch`'s own.
+    """What the command line says about a batch. All else is as `run_batch` has it by default.
 
     Attributes:
         requests: The file of requests.
@@ -57,8 +57,8 @@ class Job:
         stream: Whether to stream the answers.
         retry_failed: Whether to ask again what failed in earlier runs.
         stop_after: Failures in a row that end the run; None for any number.
-        params: For rows that don't say otherwise.
-        tick: Seconds between two looks of the line; None for what suits the console.
+        params: The parameters of rows that don't set them.
+        tick: Seconds until progress is shown again; None for what suits the console.
     """
 
     requests: str
@@ -72,19 +72,19 @@ class Job:
 
 
 async def run(client: Client, job: Job, out: Console, err: Console) -> int:
-    """Run a batch, show how it goes, and say at the end what came of it.
+    """Run a batch, show its progress, and print a summary.
 
     Args:
-        client: Who asks; opened and closed here.
+        client: The client that asks; it is opened and closed here.
         job: What to ask.
-        out: Where the summary goes; the results may have it for themselves.
-        err: Where all else goes.
+        out: Where the summary goes, unless the results go to standard output.
+        err: Where everything else goes.
 
     Returns:
-        The exit status: 0 when every row has its answer, 1 when not, 2 when nothing was sent, 130 when interrupted.
+        The exit status: 0 if every row has an answer, 1 if not, 130 if it was interrupted.
 
     Raises:
-        BatchError: The batch could not begin.
+        BatchError: The batch could not start.
     """
     line = ProgressLine(client, err)
     ending = anyio.Event()
@@ -107,13 +107,13 @@ async def run(client: Client, job: Job, out: Console, err: Console) -> int:
                     progress=line.note,
                     **job.params,
                 )
-            except PiAPIError as error:  # not into an exception group
+            except PiAPIError as error:  # the task group would wrap it
                 failure = error
         scope.cancel()
     if failure is not None:
         return rescue(failure, line, err)
     if status is None:
-        return INTERRUPTED  # Ctrl-C before anything was sent, or twice
+        return INTERRUPTED  # by Ctrl-C before anything was sent, or by a second one
     _summarise(status, client, err if job.output == "-" else out)
     if status.stopped == "interrupted":
         return INTERRUPTED
@@ -122,7 +122,7 @@ async def run(client: Client, job: Job, out: Console, err: Console) -> int:
 
 @contextmanager
 def _signals(act: Callable[[], None]) -> Generator[None]:
-    """Act on Ctrl-C, and on what ends a service; only the main thread can."""
+    """Act on Ctrl-C and on SIGTERM. Only the main thread can."""
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     for number in numbers:
@@ -135,7 +135,7 @@ def _signals(act: Callable[[], None]) -> Generator[None]:
 
 
 def end(line: ProgressLine, ending: anyio.Event, scope: anyio.CancelScope, err: Console) -> None:
-    """The first Ctrl-C lets answers under way come in; where there are none yet, and at the second, it is over."""
+    """End the run: after the first Ctrl-C requests in flight may come in, after the second it ends at once."""
     if line.status is None or ending.is_set():
         scope.cancel()
         return
@@ -144,7 +144,7 @@ def end(line: ProgressLine, ending: anyio.Event, scope: anyio.CancelScope, err: 
 
 
 def rescue(error: PiAPIError, line: ProgressLine, err: Console) -> int:
-    """Give the caller what was paid for and could not be written."""
+    """Print the results that could not be written to their file: they are paid for."""
     if line.status is None:
         raise error
     unsaved = error.unsaved if isinstance(error, BatchError) else ()
@@ -164,7 +164,7 @@ def rescue(error: PiAPIError, line: ProgressLine, err: Console) -> int:
 
 
 class ProgressLine:
-    """The progress line."""
+    """Shows how a batch goes."""
 
     def __init__(self, client: Client, console: Console) -> None:
         self._client = client
@@ -172,16 +172,16 @@ class ProgressLine:
         self.status: BatchStatus | None = None
 
     def note(self, status: BatchStatus) -> None:
-        """Take the status, which is the same object each time, and tell at the start what earlier runs left."""
+        """Keep the status, which is the same object each time. The first time, print what earlier runs left."""
         if self.status is None:
             self.status = status
             for remark in remarks(status):
                 self._console.print(remark)
 
     async def show(self, tick: float | None) -> None:
-        """Show it until cancelled."""
+        """Show the line until cancelled."""
         if self._console.is_terminal:
-            # Redrawn by this task alone: a thread of rich's own would outlive a loop that hangs.
+            # This task redraws it: a thread of rich's own would go on even when the event loop hangs.
             with Live(console=self._console, auto_refresh=False, transient=True) as live:
                 while True:
                     live.update(Text(self.text(), no_wrap=True, overflow="ellipsis"), refresh=True)
@@ -191,14 +191,14 @@ class ProgressLine:
             self._console.print(self.text())
 
     def text(self) -> str:
-        """The line as it is now."""
+        """Return the line as it is now."""
         if self.status is None:
             return "reading"
         return " · ".join(_parts(self.status, self._client.statistics().lanes))
 
 
 def remarks(status: BatchStatus) -> Iterable[str]:
-    """What earlier runs left."""
+    """Say what earlier runs left."""
     if status.before:
         yield f"{status.before:,} rows are done already."
     if status.torn or status.broken:
@@ -221,7 +221,7 @@ def _names(ids: Sequence[str]) -> str:
 
 
 def _parts(status: BatchStatus, lanes: Iterable[LaneStatistics]) -> Iterable[str]:
-    """What the line says, in 80 columns for most batches."""
+    """Make the parts of the line. They fit in 80 columns for most batches."""
     finished = status.done + status.failed - status.before
     yield f"{status.done:,} done" if status.total is None else f"{status.done:,} of {status.total:,} done"
     yield f"{status.failed:,} failed"
@@ -233,19 +233,19 @@ def _parts(status: BatchStatus, lanes: Iterable[LaneStatistics]) -> Iterable[str
 
 
 def _pace(status: BatchStatus) -> float:
-    """Tokens a second, of this run."""
+    """Return this run's tokens a second."""
     return status.tokens / status.seconds if status.seconds else 0.0
 
 
 def _projected(status: BatchStatus, finished: int) -> str:
-    """What it will cost in all, if the rest costs as much a row as those before."""
+    """Return what the batch will cost if the remaining rows cost as much as those before."""
     if not status.pending or not finished or not status.done:
         return ""
     return f" of ~{dollars(status.spent + status.spent / status.done * status.pending)}"
 
 
 def health(lane: LaneStatistics) -> str:
-    """How a provider does, in a word."""
+    """Say how a provider does, in a word."""
     if "open" in lane.breakers.values():
         return "down"
     if lane.pause > 0:
@@ -254,12 +254,12 @@ def health(lane: LaneStatistics) -> str:
 
 
 def dollars(amount: Decimal) -> str:
-    """Cents, and of a few cents the digits that count."""
+    """Write an amount in dollars, with more digits if it is only a few cents."""
     return f"${amount:,.2f}" if amount >= Decimal("0.1") or not amount else f"${amount:.4f}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever tells enough."""
+    """Write a duration in seconds, minutes or hours, whichever is precise enough."""
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"
@@ -281,7 +281,7 @@ def _summarise(status: BatchStatus, client: Client, console: Console) -> None:
 
 
 def summary(status: BatchStatus, client: Client) -> Iterable[tuple[str, str, str]]:
-    """What came of a run: names, figures and remarks."""
+    """Make the rows of the summary: a name, a figure and a remark each."""
     of = "" if status.total is None else f" of {status.total:,}"
     yield "answered", f"{status.done:,}{of}", f"{status.before:,} rows were finished before" if status.before else ""
     yield "failed", f"{status.failed:,}", "--retry-failed asks them again" if status.failed else ""

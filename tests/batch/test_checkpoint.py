@@ -1,4 +1,4 @@
-"""What a batch has on disk: when the disk is full, and whatever happens; `faults.md` K4."""
+"""The files of a batch, when the disk is full and through any history of runs; `faults.md` K4."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_K4_room_again_by_the_end(out: Path) -> None:
     assert not inflight(out).exists()
 
 
-def test_K4_no_room_for_what_is_under_way(out: Path) -> None:
+def test_K4_no_room_to_note_what_is_in_flight(out: Path) -> None:
     with file_limit(3 * SLOT + 9), pytest.raises(BatchError, match="No space left on device"):
         Checkpoint(out, room=4)  # the fourth slot is cut short
     inflight(out).unlink()
@@ -127,7 +127,7 @@ runs = st.lists(
 
 
 def parse(content: bytes) -> Any:
-    """A record; None if it is not whole."""
+    """Return a record, or None if it is cut."""
     try:
         return json.loads(content)
     except ValueError:

@@ -1,10 +1,11 @@
-"""Runs whose results can not be written; `faults.md` K4 and K5."""
+"""Runs whose results can't be written; `faults.md` K4 and K5."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ async def test_K4_disk_full(server: LocalServer, tmp_path: Path, out: Path) -> N
     check_whole(out, 50)
 
 
-async def test_K4_what_came_in_is_added_by_hand(server: LocalServer, tmp_path: Path, out: Path) -> None:
+async def test_K4_unsaved_results_are_added_by_hand(server: LocalServer, tmp_path: Path, out: Path) -> None:
     source = write(tmp_path / "in.jsonl", prompts(12))
     with pytest.raises(BatchError) as caught, file_limit(3000):
         await run(server, source, out, concurrency=2)
@@ -78,28 +79,17 @@ async def test_K4_room_again_by_the_end(server: LocalServer, out: Path) -> None:
         for row in prompts(9):
             yield row
 
-    limit = file_limit(2000)
+    with ExitStack() as limit:
+        limit.enter_context(file_limit(2000))
 
-    def give_room(status: BatchStatus) -> None:
-        if status.stopped:
-            limit.__exit__(None, None, None)
+        def give_room(status: BatchStatus) -> None:
+            if status.stopped:
+                limit.close()
 
-    limit.__enter__()
-    status = await run(server, rows(), out, concurrency=1, progress=_once(give_room))
+        status = await run(server, rows(), out, concurrency=1, progress=give_room)
     assert (status.stopped, status.cut) == ("disk", ())
     assert len(records(out)) == status.done == len(server.requests)
     assert not exists(inflight(out))
-
-
-def _once(act: Callable[[BatchStatus], object]) -> Callable[[BatchStatus], object]:
-    done: list[bool] = []
-
-    def do(status: BatchStatus) -> None:
-        if status.stopped and not done:
-            done.append(True)
-            act(status)
-
-    return do
 
 
 async def test_K4_no_room_to_note_what_is_sent(server: LocalServer, out: Path) -> None:
@@ -126,7 +116,7 @@ async def test_K4_a_full_disk_comes_before_a_bad_row(server: LocalServer, out: P
 # -- K5: paths -------------------------------------------------------------------------------------------------------
 
 
-async def test_K5_paths_that_can_not_be(server: LocalServer, tmp_path: Path) -> None:
+async def test_K5_impossible_paths(server: LocalServer, tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", prompts(2))
     target = write(tmp_path / "target", [])
     (tmp_path / "link").symlink_to(target)

@@ -92,7 +92,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
-def test_what_is_no_file_of_results_is_left_alone(out: Path, content: bytes) -> None:
+def test_other_files_are_left_alone(out: Path, content: bytes) -> None:
     out.write_bytes(content)
     with pytest.raises(BatchError, match="something else than results"), opened(out):
         pass
@@ -115,7 +115,7 @@ def test_an_empty_file_will_do(out: Path) -> None:
     assert out.read_bytes() == line(1)
 
 
-def test_what_a_killed_repair_left(out: Path) -> None:
+def test_the_rest_of_a_killed_repair(out: Path) -> None:
     out.write_bytes(line(1) + b"broken\n" + line(2))
     out.with_name("results.jsonl.repaired").write_bytes(line(1)[:50])
     with opened(out) as found:
@@ -140,7 +140,7 @@ def test_no_room_for_a_repair(out: Path) -> None:
 
 
 def check_cut(out: Path, lines: list[bytes], cut: int) -> None:
-    """Cut the file after so many bytes: what was whole stays, and one more goes on a fresh line."""
+    """Cut the file after so many bytes: whole lines stay, and the next result goes on a new line."""
     content = b"".join(lines)
     replace(out, content[:cut])
     whole = [n for n in range(len(lines)) if len(b"".join(lines[: n + 1])) <= cut + 1]
@@ -180,7 +180,7 @@ def test_K2_last_line_without_its_end_after_a_broken_one(out: Path) -> None:
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_K3_a_byte_flipped(out: Path, victim: int) -> None:
-    """That every byte counts is tested in `test_records`; here is tested what a damaged line does to the file."""
+    """What a damaged line does to the file. That any damage is noticed is tested in `test_records`."""
     lines = [line(n) for n in range(3)]
     start = len(b"".join(lines[:victim]))
     content = b"".join(lines)
@@ -258,7 +258,7 @@ def test_K22_a_newer_version_is_refused(out: Path, content: bytes, before: bytes
     assert list(out.parent.iterdir()) == [out]
 
 
-def test_K22_whole_but_not_understood(out: Path) -> None:
+def test_K22_whole_lines_of_another_format(out: Path) -> None:
     out.write_bytes(line(1) + versioned(b'{"version":1,"id":5') + versioned(b'{"version":"x"'))
     with opened(out) as found:
         assert (found.earlier.done, found.earlier.broken) == (1, 2)
@@ -281,7 +281,7 @@ RECORDS = int(os.environ.get("PIAPI_RECORDS", "20000"))
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
 def test_K23_a_large_file(out: Path) -> None:
-    """Run it with PIAPI_RECORDS=1000000 and -s for the figures that are promised: 5 s, 200 MiB."""
+    """Resuming from 10⁶ records must take less than 5 s and 200 MiB: run it with PIAPI_RECORDS=1000000 and -s."""
     with out.open("wb") as file:
         for n in range(RECORDS):
             file.write(line(n, cost="0.000123", tokens_in=12, tokens_out=34, provider="piapi", model="gpt-4o-mini"))

@@ -1,4 +1,4 @@
-"""Rows that fail: one of them, or one after the other; `faults.md` K12 and K13."""
+"""Rows that fail, singly or one after the other; `faults.md` K12 and K13."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_K13_failures_of_many_kinds(server: LocalServer, out: Path) -> Non
     assert (status.stopped, status.failed) == (None, 40)
 
 
-async def test_K13_a_limit_of_ones_own(server: LocalServer, out: Path) -> None:
+async def test_K13_another_limit(server: LocalServer, out: Path) -> None:
     server.faults = lambda _number, _body: Status(503)
     assert (await run(server, prompts(40), out, concurrency=1, stop_after=3)).stopped == "failures"
     assert len(server.requests) == 3

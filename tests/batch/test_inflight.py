@@ -1,4 +1,4 @@
-"""What is in flight, as a killed run leaves it."""
+"""The file of what is in flight, as ended and killed runs leave it; `faults.md` K3."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from piapi_async.batch.records import Note, key_of, make_line
 from tests.batch.checkpoints import NOTHING, REQUEST, inflight, line, opened, replace, row
 
 
-def test_what_was_under_way(out: Path) -> None:
+def test_what_was_in_flight(out: Path) -> None:
     with opened(out, room=3) as found:
         slots = {n: found.mark_sent(row(n), Decimal("0.25")) for n in range(5)}  # more than room
         assert len(set(slots.values())) == 5
@@ -68,7 +68,7 @@ def test_a_long_id_fits_in_a_slot(out: Path, name: str) -> None:
     assert not inflight(out).exists()
 
 
-def test_a_list_cut_anywhere(out: Path) -> None:
+def test_a_file_cut_anywhere(out: Path) -> None:
     with opened(out, room=3) as found:
         for n in range(3):
             found.mark_sent(row(n), Decimal(1))
@@ -82,7 +82,7 @@ def test_a_list_cut_anywhere(out: Path) -> None:
             assert len(set(slots)) == 9
 
 
-def test_K3_any_byte_of_what_is_under_way_flipped(out: Path) -> None:
+def test_K3_any_byte_flipped(out: Path) -> None:
     with opened(out) as found:
         found.mark_sent(row(1), Decimal("0.5"))
     content = inflight(out).read_bytes()

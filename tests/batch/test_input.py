@@ -41,7 +41,7 @@ pytestmark = pytest.mark.anyio
 # -- files and pipes -------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_no_input(server: LocalServer, tmp_path: Path, out: Path) -> None:
+async def test_impossible_inputs(server: LocalServer, tmp_path: Path, out: Path) -> None:
     await refused(server, 5, out, "requests: a int is no input")
     await refused(server, tmp_path / "missing", out, "missing: it can't be read: No such file or directory")
     await refused(server, tmp_path, out, "it can't be read: Is a directory")
@@ -49,7 +49,7 @@ async def test_what_is_no_input(server: LocalServer, tmp_path: Path, out: Path) 
 
 
 def pipe_with(content: bytes) -> int:
-    """The end of a pipe from which this can be read."""
+    """A pipe that holds this; its reading end."""
     reading, writing = os.pipe()
     os.write(writing, content)
     os.close(writing)
@@ -129,7 +129,7 @@ async def test_a_line_too_long_in_a_pipe(server: LocalServer, out: Path, pipe: P
     assert set(records(out)) == {"id-0"}
 
 
-async def test_what_writes_into_a_pipe_may_never_come(server: LocalServer, out: Path, pipe: Path) -> None:
+async def test_a_pipe_that_nobody_writes_to(server: LocalServer, out: Path, pipe: Path) -> None:
     def waits() -> bool:
         return any(thread.name == f"waiting for {pipe}" for thread in threading.enumerate())
 
@@ -147,7 +147,7 @@ async def test_a_socket_is_no_input(server: LocalServer, tmp_path: Path, out: Pa
         await refused(server, tmp_path / "socket", out, "socket: it can't be read: No such device or address")
 
 
-async def test_a_long_file_lets_others_have_their_turn(server: LocalServer, tmp_path: Path) -> None:
+async def test_a_long_file_lets_other_tasks_run(server: LocalServer, tmp_path: Path) -> None:
     source = tmp_path / "in.txt"
     source.write_bytes(b"x\n" * (3 * LINES_A_TURN))
     turns = 0

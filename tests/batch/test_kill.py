@@ -1,4 +1,4 @@
-"""`faults.md` K1: a batch that is killed again and again, at random, and loses and doubles nothing.
+"""A batch that is killed again and again at random moments loses nothing and doubles nothing; `faults.md` K1.
 
 `python -m tests.batch.test_kill` kills it a hundred times and prints the table; PIAPI_KILLS and PIAPI_SEED have others.
 """
@@ -33,7 +33,7 @@ KILLS = int(os.environ.get("PIAPI_KILLS", "20"))
 SEED = int(os.environ.get("PIAPI_SEED", "2026"))
 CONCURRENCY = 16
 ROWS_A_KILL = 45
-"""Rows that a kill uses up at most; so there are always some left for the next."""
+"""Most rows that one kill uses up. The input has more of them, so there are always some left for the next."""
 
 CODE = """
 import asyncio
@@ -191,7 +191,7 @@ async def test_K1_killed_again_and_again(tmp_path: Path, kills: int) -> None:
 
 
 def check(outcome: Outcome) -> None:
-    """Assert what is promised: each id once, with its own answer; little sent again, all of it known."""
+    """Assert that each id is there once with its own answer, and that little was sent again, all of it on record."""
     answers = {
         line["custom_id"]: line["response"]["body"]["choices"][0]["message"]["content"] for line in outcome.lines
     }

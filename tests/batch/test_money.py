@@ -1,4 +1,4 @@
-"""What a batch may spend, and what it remembers of that; `faults.md` K15, K16 and K19."""
+"""The budget of a batch, and bills that are unknown; `faults.md` K15, K16 and K19."""
 
 from __future__ import annotations
 

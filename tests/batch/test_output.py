@@ -1,4 +1,4 @@
-"""The file of results: its path, its lock, and a disk that is full; `faults.md` K4 to K7."""
+"""The file of results: its path and its lock; `faults.md` K5 to K7."""
 
 from __future__ import annotations
 

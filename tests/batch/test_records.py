@@ -39,7 +39,7 @@ def test_an_id_can_hold_anything(out: Path, name: str) -> None:
 
 
 def test_K3_any_bit_flipped() -> None:
-    """However a line is damaged, it is known; what becomes of such lines is tested in `test_earlier`."""
+    """Any damage is noticed. What becomes of damaged lines is tested in `test_earlier`."""
     good = line(1, cost="0.1")
     note = read_short_note(good)
     assert note is not None

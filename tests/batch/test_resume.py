@@ -1,4 +1,4 @@
-"""What an earlier run left and the next one takes up, and what does not go together; `faults.md` K6 and K8 to K10."""
+"""Going on where an earlier run ended, and refusing what does not match it; `faults.md` K6 and K8 to K10."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_K8_duplicate_ids(server: LocalServer, tmp_path: Path, out: Path) 
     await refused(server, source, out, "line 4: the custom_id 'id-0' was there before")
 
 
-async def test_K8_an_id_that_is_anothers_number(server: LocalServer, out: Path) -> None:
+async def test_K8_an_id_like_another_rows_number(server: LocalServer, out: Path) -> None:
     with pytest.raises(BatchError, match="row 2: the custom_id 'row-2'"):
         await run(server, [{"custom_id": "row-2", "prompt": "x"}, "y"], out)
 

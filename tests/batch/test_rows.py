@@ -1,4 +1,4 @@
-"""What a row may be: a line or an item, and the request it becomes."""
+"""Lines and items: which are rows, and which requests they become."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize(("line", "match"), BAD_LINES.values(), ids=BAD_LINES)
-async def test_a_line_that_is_none(server: LocalServer, tmp_path: Path, out: Path, line: bytes, match: str) -> None:
+async def test_a_line_that_is_no_row(server: LocalServer, tmp_path: Path, out: Path, line: bytes, match: str) -> None:
     source = tmp_path / "in.jsonl"
     source.write_bytes(b'{"prompt": "fine"}\n' + line + b"\n")
     await refused(server, source, out, match)
@@ -181,7 +181,7 @@ async def test_items_of_an_iterable(server: LocalServer, out: Path) -> None:
     ],
     ids=["no row", "no JSON", "surrogate", "surrogate id", "key"],
 )
-async def test_an_item_that_is_none(server: LocalServer, out: Path, item: Any, match: str) -> None:
+async def test_an_item_that_is_no_row(server: LocalServer, out: Path, item: Any, match: str) -> None:
     with pytest.raises(BatchError, match=match):
         await run(server, ["fine", item], out)
     assert set(records(out)) == {"row-1"}

@@ -116,6 +116,21 @@ async def test_K14_deadline(server: LocalServer, tmp_path: Path, out: Path) -> N
     assert (await run(server, source, out, deadline=60)).done == 20
 
 
+async def test_the_status_is_up_to_date_while_nothing_comes_in(server: LocalServer, out: Path) -> None:
+    server.faults = lambda _number, _body: Stall()
+    seen: list[BatchStatus] = []
+    async with anyio.create_task_group() as group:
+
+        async def begin() -> None:
+            await run(server, prompts(9), out, concurrency=4, progress=seen.append)
+
+        group.start_soon(begin)
+        await until(lambda: len(server.requests) == 4)
+        assert [status.under_way for status in seen] == [4]
+        group.cancel_scope.cancel()
+    assert seen[0].under_way == 0
+
+
 async def test_the_callers_errors_come_out(server: LocalServer, tmp_path: Path, out: Path) -> None:
     def complain(status: BatchStatus) -> None:
         raise LookupError("the window is closed")
@@ -184,7 +199,7 @@ async def test_a_lone_surrogate_in_an_answer(out: Path) -> None:
 
 
 class InstantClient(Client):
-    """Has its answer at once, so that a long batch takes seconds."""
+    """Has its answer at once, so that a long batch takes little time."""
 
     answer: ChatCompletion
 
