@@ -89,12 +89,30 @@ class EarlierReader:
     def _read_lines(self, file: BinaryIO) -> Iterator[None]:
         is_ours = False
         while lines := list(islice(file, LINES_A_TURN)):
-            notes = [note for line in lines if (note := self._check(line)) is not None]
-            self._count(notes)
-            is_ours = is_ours or bool(notes) or any(has_note(line) for line in lines)
+            kept = self._read_some(lines)
+            is_ours = is_ours or kept > 0 or any(has_note(line) for line in lines)
             yield
         if self.found.broken and not is_ours:
             raise self._foreign()
+
+    def _read_some(self, lines: Sequence[bytes]) -> int:
+        """Read some lines, and return how many of them stay."""
+        rows: list[tuple[str, str]] = []
+        costs: list[str] = []
+        failed = 0
+        for line in lines:
+            note = self._check(line)
+            if note is not None:
+                rows.append((note.key, note.request))
+                failed += note.failed
+                if note.cost is not None:
+                    costs.append(note.cost)
+        self._ids.add_finished(rows)
+        self.found.failed += failed
+        self.found.done += len(rows) - failed
+        with localcontext(_EXACT):
+            self.found.spent += sum(map(Decimal, costs))
+        return len(rows)
 
     def _check(self, line: bytes) -> ShortNote | None:
         """Decide about a line: return its note if it stays, take it out if not."""
@@ -144,14 +162,6 @@ class EarlierReader:
         if self._repair is not None:
             self._repair.add(line)
         self._output.size += len(line)
-
-    def _count(self, notes: Sequence[ShortNote]) -> None:
-        self._ids.add_finished(notes)
-        failed = sum(note.failed for note in notes)
-        self.found.failed += failed
-        self.found.done += len(notes) - failed
-        with localcontext(_EXACT):
-            self.found.spent += sum(Decimal(note.cost) for note in notes if note.cost is not None)
 
     def _foreign(self) -> BatchError:
         return BatchError(
