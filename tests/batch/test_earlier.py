@@ -108,6 +108,15 @@ def test_others_have_their_turn(out: Path) -> None:
     found.close()
 
 
+def test_the_first_of_two_results_counts(out: Path) -> None:
+    others = [f"{n:016x}" for n in (0, 1 << 63, (1 << 64) - 1)]
+    out.write_bytes(line(1) + b"".join(line(1, request=request) for request in others))
+    with opened(out) as found:
+        assert not found.admit(row(1))
+    with opened(out) as found, pytest.raises(BatchError, match="answers another request"):
+        found.admit(row(1, request=others[0]))
+
+
 def test_an_empty_file_will_do(out: Path) -> None:
     out.touch()
     with opened(out) as found:
@@ -153,15 +162,15 @@ def check_cut(out: Path, lines: list[bytes], cut: int) -> None:
     assert out.read_bytes() == good + line(99), cut
 
 
-def test_K2_cut_at_every_byte_of_the_last_two_lines(out: Path) -> None:
-    lines = [line(n) for n in range(4)]
-    for cut in range(len(lines[0] + lines[1]), len(b"".join(lines)) + 1):
-        check_cut(out, lines, cut)
-
-
-def test_K2_cut_at_every_byte_of_the_only_line(out: Path) -> None:
-    for cut in range(len(line(0)) + 1):
-        check_cut(out, [line(0)], cut)
+@pytest.mark.parametrize("count", [1, 4])
+def test_K2_cut(out: Path, count: int) -> None:
+    """At the ends of lines and here and there between them; every byte is tested in `test_records`."""
+    lines = [line(n) for n in range(count)]
+    ends = [len(b"".join(lines[:n])) for n in range(count + 1)]
+    near = {end + step for end in ends for step in range(-3, 4)}
+    for cut in sorted(near | set(range(0, ends[-1], 13))):
+        if 0 <= cut <= ends[-1]:
+            check_cut(out, lines, cut)
 
 
 def test_K2_torn_after_a_broken_line(out: Path) -> None:

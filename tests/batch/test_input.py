@@ -120,12 +120,16 @@ async def test_a_named_pipe(server: LocalServer, tmp_path: Path, out: Path, pipe
         status = await run(server, pipe, out)
     assert (status.done, status.total) == (3, None)
     check_whole(out, 3)
+    with pytest.raises(OSError, match="No such device or address"):  # nobody reads it any more
+        os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
 
 
 async def test_a_line_too_long_in_a_pipe(server: LocalServer, out: Path, pipe: Path) -> None:
     content = b'{"custom_id": "id-0", "prompt": "short"}\n{"prompt": "' + b"long" * (MAX_LINE >> 2)
+    end = os.open(pipe, os.O_RDWR)  # the pipe stays open, so the line never ends
     with feeding(pipe, content, 1 << 20), pytest.raises(BatchError, match="line 2: it is longer than 67,108,864 bytes"):
         await run(server, pipe, out)
+    os.close(end)
     assert set(records(out)) == {"id-0"}
 
 
@@ -180,6 +184,19 @@ async def test_the_input_as_output(server: LocalServer, tmp_path: Path) -> None:
 
 
 # -- K11: iterables and their troubles -------------------------------------------------------------------------------
+
+
+async def test_finished_rows_are_read_once(server: LocalServer, tmp_path: Path, out: Path) -> None:
+    source = write(tmp_path / "in.jsonl", prompts(5))
+    await run(server, prompts(3), out)
+
+    def overwrite(status: BatchStatus) -> None:
+        with source.open("r+b") as file:
+            file.write(b"no row ")
+
+    status = await run(server, source, out, progress=overwrite)
+    assert (status.before, status.done) == (3, 5)
+    check_whole(out, 5)
 
 
 @pytest.mark.parametrize("how", ["iterable", "async iterable"])
