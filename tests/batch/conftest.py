@@ -12,7 +12,7 @@ from tests.leaks import KEY
 
 pytest.register_assert_rewrite("tests.batch.runs")
 
-from tests.batch.runs import echo  # noqa: E402
+from tests.batch.runs import echo  # noqa: E402  # asserts are rewritten only in what is imported after that
 
 
 @pytest.fixture
