@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import selectors
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Self
+import types
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from typing import Any, Self, TypeAlias, TypeVar
 
 import attrs
 
-from piapi_async import ChatCompletion, ChatRequest, Health, Limits, Provider, Retry, Timeout
+from piapi_async import ChatCompletion, ChatRequest, Provider
 from piapi_async.billing import Billing
 from piapi_async.catalog import ModelInfo
 from piapi_async.dispatch import Dispatcher
 from piapi_async.errors import APIError
 from piapi_async.ledger import Books
-from piapi_async.policy import Deadline, timed_out
+from piapi_async.policy import Deadline, Health, Limits, Retry, Timeout, timed_out
 from piapi_async.provider import Endpoint
 from piapi_async.route import Call, Router, Upstream, UpstreamKey
 from piapi_async.wire import Body
 from tests.leaks import PROMPT
 from tests.wires import DONE, WHOLE, completion
+
+T = TypeVar("T")
 
 MODEL = "gpt-4o"
 WORST = 10**9
@@ -56,12 +60,16 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
+Piece: TypeAlias = bytes | float | APIError
+"""What a read gives, waits for, or raises."""
+
+
 @attrs.frozen
 class Answer:
     """How a provider answers one request.
 
     Attributes:
-        pieces: What the reads of the body give, in turn: bytes, seconds to wait, or an error to raise.
+        pieces: What the reads of the body give, in turn: bytes, after so many seconds, or an error.
         status: The HTTP status.
         headers: Of the answer.
         connect: Seconds until the request goes out.
@@ -69,7 +77,7 @@ class Answer:
         error: What is raised instead of an answer.
     """
 
-    pieces: Sequence[bytes | float | APIError] = (completion(),)
+    pieces: Sequence[Piece] = (completion(),)
     status: int = 200
     headers: Mapping[str, str] = attrs.field(factory=dict[str, str])
     connect: float = 0.0
@@ -209,6 +217,97 @@ class ScriptedTransport:
         self.exchanges.append(exchange)
         self.open.add(exchange)
         return exchange
+
+
+# -- interruptions -----------------------------------------------------------------------------------------------------
+
+HOW = ("cancelled", "cancelled as the wait ends", "timed out")
+"""The ways in which a call is interrupted while it waits."""
+
+
+class Interruption:
+    """Interrupts a task at the nth wait, its own ones and those of all tasks that it begins counted together.
+
+    Args:
+        at: Which wait, from 1.
+        how: One of `HOW`.
+    """
+
+    def __init__(self, at: int, how: str) -> None:
+        self.waits = 0
+        self._at = at
+        self._how = how
+        self._strike: Callable[[], object] = lambda: None
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Do the work in a task of its own; None where it was interrupted. All tasks that it began have ended then."""
+        loop = asyncio.get_running_loop()
+        before = asyncio.all_tasks()
+        loop.set_task_factory(self._make_task)
+        try:
+            task = asyncio.create_task(self._timed(work) if self._how == "timed out" else work)
+            if self._how != "timed out":
+                self._strike = task.cancel
+            await asyncio.wait([task])
+        finally:
+            loop.set_task_factory(None)
+        for _ in range(TURNS_TO_END):
+            await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before
+        if task.cancelled() or isinstance(task.exception(), TimeoutError):
+            assert self.waits >= self._at
+            return None
+        return task.result()
+
+    async def _timed(self, work: Coroutine[Any, Any, T]) -> T:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(None) as timeout:
+            self._strike = lambda: timeout.reschedule(loop.time())
+            return await work
+
+    def _make_task(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+        async def counted() -> Any:
+            return await self._count(work)
+
+        return asyncio.Task(counted(), loop=loop, **options)
+
+    @types.coroutine
+    def _count(self, work: Coroutine[Any, Any, Any]) -> Generator[Any, None, Any]:
+        """Pass on what a coroutine waits for, and what comes of it."""
+        thrown: BaseException | None = None
+        while True:
+            try:
+                waited = work.send(None) if thrown is None else work.throw(thrown)
+            except StopIteration as done:
+                return done.value
+            self.waits += 1
+            if self.waits == self._at:
+                if waited is not None and self._how == "cancelled as the wait ends":
+                    waited.add_done_callback(lambda _: self._strike())
+                else:
+                    asyncio.get_running_loop().call_soon(self._strike)
+            thrown = None
+            try:
+                yield waited
+            except BaseException as error:
+                thrown = error
+
+
+TURNS_TO_END = 5
+"""Turns of the loop within which the tasks of a call that was left have ended."""
+
+
+async def interrupt_at_every_wait(work: Callable[[], Coroutine[Any, Any, T]], how: str) -> AsyncIterator[T | None]:
+    """Do the same work again and again, interrupted at its first wait, its second one, …; whole in the end.
+
+    Yields:
+        None after each that was interrupted, and last what the whole one gave.
+    """
+    for at in itertools.count(1):
+        result = await Interruption(at, how).run(work())
+        yield result
+        if result is not None:
+            return
 
 
 # -- a dispatcher ------------------------------------------------------------------------------------------------------
