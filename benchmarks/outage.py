@@ -15,16 +15,15 @@ import selectors
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 import attrs
-from multidict import CIMultiDict
 
 from piapi_async import APIConnectionError, APIError, APIStatusError, Client, Provider, Timeout
 from piapi_async.errors import Secret
-from piapi_async.policy import Due, Headers, timed_out
-from piapi_async.pool import Endpoint, Exchange
-from piapi_async.wire import Body
+from piapi_async.policy import Deadline, timed_out
+from piapi_async.provider import Endpoint
+from piapi_async.wire import Body, Headers
 
 T = TypeVar("T")
 
@@ -130,26 +129,32 @@ class Spell:
 _WELL = Spell(0.0, 0.0)
 
 
-class FakeExchange(Exchange):
-    """An answer that is there, whole, and has no connection."""
+@attrs.define
+class FakeExchange:
+    """An `Exchange` whose answer is there, whole, without a connection.
 
-    content: bytes = b""
+    Attributes:
+        status: HTTP status.
+        content: What of the body has not been read.
+        headers: The answer's headers.
+    """
 
-    @classmethod
-    def make(cls, status: int, content: bytes) -> Self:
-        """Make one, of no line and no task."""
-        nothing: Any = None
-        headers = cast("Headers", CIMultiDict({"Content-Type": "application/json"}))
-        return cls(nothing, nothing, 0, math.inf, status=status, headers=headers, content=content)
+    status: int
+    content: bytes
+    headers: Headers = attrs.field(factory=lambda: {"content-type": "application/json"})
 
-    async def read(self, due: Due) -> bytes:
+    async def read(self, deadline: Deadline) -> bytes:
         """Return the content, then nothing."""
         content, self.content = self.content, b""
         return content
 
-    async def read_all(self, due: Due, start: bytes = b"") -> bytes:
+    async def read_all(self, deadline: Deadline, start: bytes = b"") -> bytes:
         """Return the content."""
-        return start + await self.read(due)
+        return start + await self.read(deadline)
+
+    async def read_start(self, deadline: Deadline, limit: int = 1 << 16) -> bytes:
+        """Return the content."""
+        return await self.read(deadline)
 
     def finish(self) -> None:
         """There is nothing to give back."""
@@ -169,10 +174,10 @@ class FakeProvider:
         self._name = name
         self._spells = spells
         self._latency = latency
-        self._dice = random.Random(f"{seed}/{name}")
+        self._rng = random.Random(f"{seed}/{name}")
         self.requests: list[float] = []
 
-    async def answer(self, due: Due) -> Exchange:
+    async def answer(self, deadline: Deadline, on_sent: Callable[[], None]) -> FakeExchange:
         """Answer a request, or raise what the pool raises."""
         now = asyncio.get_running_loop().time()
         self.requests.append(now)
@@ -180,28 +185,29 @@ class FakeProvider:
         if spell.refuses:
             await asyncio.sleep(ROUND_TRIP)
             raise APIConnectionError(f"{self._name} refused the connection", kind="connect")
-        if self._dice.random() < spell.errors:
+        on_sent()
+        if self._rng.random() < spell.errors:
             await asyncio.sleep(ROUND_TRIP)
-            return FakeExchange.make(503, ERROR)
-        await self._think(now, spell, due)
-        return FakeExchange.make(200, ANSWER)
+            return FakeExchange(503, ERROR)
+        await self._think(now, spell, deadline)
+        return FakeExchange(200, ANSWER)
 
-    async def _think(self, now: float, spell: Spell, due: Due) -> None:
-        seconds = self._dice.lognormvariate(math.log(self._latency), SPREAD)
+    async def _think(self, now: float, spell: Spell, deadline: Deadline) -> None:
+        seconds = self._rng.lognormvariate(math.log(self._latency), SPREAD)
         ready = now + seconds
         if spell.doubling < math.inf:
             ready = min(now + seconds * 2 ** ((now - spell.start) / spell.doubling), spell.end + seconds)
         ends = (spell.start for spell in self._spells if spell.refuses and spell.resets and spell.start > now)
         dies = min(ends, default=math.inf)
-        await _sleep_until(min(ready, dies, due.at))
-        if dies < min(ready, due.at):
+        await _sleep_until(min(ready, dies, deadline.at))
+        if dies < min(ready, deadline.at):
             raise APIConnectionError(f"{self._name} broke the connection off", kind="reset", maybe_billed=True)
-        if due.at < ready:
-            raise timed_out(due, self._name)
+        if deadline.at < ready:
+            raise timed_out(deadline, self._name)
 
 
 class FakeTransport:
-    """What a client sends through: to fake providers, noting what its breakers do meanwhile.
+    """A `Transport` to fake providers, which notes what the client's breakers do meanwhile.
 
     Attributes:
         states: States that the primary's breaker was seen in.
@@ -219,20 +225,27 @@ class FakeTransport:
         """Look at this client's breakers."""
 
         def breaker(name: str) -> str:
-            lanes = client.statistics().lanes
-            return next(lane.breakers.get(MODEL, "closed") for lane in lanes if lane.provider == name)
+            keys = client.statistics().keys
+            return next(key.breakers.get(MODEL, "closed") for key in keys if key.provider == name)
 
         self._breaker = breaker
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """There is nothing to close."""
 
     async def send(
-        self, endpoint: Endpoint, body: Body, headers: Mapping[str, str], due: Due, *, fresh: bool = False
-    ) -> Exchange:
+        self,
+        endpoint: Endpoint,
+        body: Body,
+        headers: Mapping[str, str],
+        deadline: Deadline,
+        *,
+        on_sent: Callable[[], None],
+        fresh: bool = False,
+    ) -> FakeExchange:
         """Ask the endpoint's provider."""
         name = endpoint.provider
         self.states.add(self._breaker(PRIMARY))
@@ -240,7 +253,7 @@ class FakeTransport:
         self._probing[name] += probe
         self.probes = max(self.probes, self._probing[name])
         try:
-            return await self._providers[name].answer(due)
+            return await self._providers[name].answer(deadline, on_sent)
         finally:
             self._probing[name] -= probe
 
@@ -266,6 +279,10 @@ def make_client(transport: FakeTransport, seed: int | None, *, backup: bool = Tr
     return client
 
 
+def _ignore() -> None:
+    """Do nothing about a request that begins to go out."""
+
+
 async def three_tries(transport: FakeTransport) -> str:
     """Ask the primary as the usual loop does: three tries, exponential backoff."""
     loop = asyncio.get_running_loop()
@@ -275,8 +292,8 @@ async def three_tries(transport: FakeTransport) -> str:
         if attempt:
             await asyncio.sleep(2 ** (attempt - 1))
         try:
-            due = Due(loop.time() + PATIENCE, "total", PATIENCE)
-            exchange = await transport.send(endpoint, Body(b"{}"), {}, due)
+            deadline = Deadline(loop.time() + PATIENCE, "total", PATIENCE)
+            exchange = await transport.send(endpoint, Body(b"{}"), {}, deadline, on_sent=_ignore)
         except APIError as error:
             failure = error
             continue
@@ -437,7 +454,7 @@ def _requests(providers: Mapping[str, FakeProvider]) -> dict[str, Sequence[float
 async def _load(ask: Ask, seed: int) -> list[Outcome]:
     """Begin calls at random moments, whether or not earlier ones have ended."""
     clock = asyncio.get_running_loop().time
-    dice = random.Random(f"{seed}/calls")
+    rng = random.Random(f"{seed}/calls")
 
     async def call() -> Outcome:
         began = clock()
@@ -450,7 +467,7 @@ async def _load(ask: Ask, seed: int) -> list[Outcome]:
     async with asyncio.TaskGroup() as group:
         while clock() < BEFORE + TROUBLE + AFTER:
             calls.append(group.create_task(call()))
-            await asyncio.sleep(dice.expovariate(RATE))
+            await asyncio.sleep(rng.expovariate(RATE))
     return [call.result() for call in calls]
 
 

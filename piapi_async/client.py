@@ -130,8 +130,16 @@ class Client:
         del api_key
         if isinstance(keys, ConfigurationError):
             raise keys
+        _check_types(limits=limits, retry=retry, timeout=timeout, health=health, model=model, backups=backups)
         _check_types(
-            {"limits": limits, "retry": retry, "timeout": timeout, "health": health}, model=model, backups=backups
+            tokenizer=tokenizer,
+            stream_usage=stream_usage,
+            require_finish_reason=require_finish_reason,
+            ssl=ssl,
+            insecure=insecure,
+            trust_env=trust_env,
+            allow_http=allow_http,
+            seed=seed,
         )
         if plan is not None:
             allows(plan, "free")
@@ -143,9 +151,9 @@ class Client:
             "piapi",
             base_url or os.environ.get("PIAPI_BASE_URL") or BASE_URL,
             keys,
-            prices=prices or {},
+            prices={} if prices is None else prices,
             stream_usage=stream_usage,
-            headers=headers or {},
+            headers={} if headers is None else headers,
             allow_http=allow_http,
         )
         self.model = model
@@ -155,7 +163,7 @@ class Client:
         self._providers = (primary, *backups)
         books = Books(_read_budget(budget))
         self.ledger = Ledger(books)
-        rng = random.Random(seed)  # jitter is no secret
+        rng = random.Random(None if seed is None else int(seed))  # jitter is no secret
         upstreams = [Upstream.of(provider, limits, retry, health, rng) for provider in self._providers]
         self._dispatcher = Dispatcher(
             upstreams=upstreams,
@@ -200,10 +208,15 @@ class Client:
         """
         if self._loop is not None:
             raise RuntimeError("this client is open already; close it before you open it again")
-        self._loop, self._pid, self._opened = asyncio.get_running_loop(), os.getpid(), True
-        self._dispatcher.clock = self._loop.time
+        loop = self._loop = asyncio.get_running_loop()  # at once: a second `open` at the same time must see it
+        try:
+            await self._dispatcher.transport.__aenter__()
+        except BaseException:
+            self._loop = None
+            raise
+        self._pid, self._opened = os.getpid(), True
+        self._dispatcher.clock = loop.time
         self._id = f"piapi-{os.urandom(16).hex()}"
-        await self._dispatcher.transport.__aenter__()
         return self
 
     async def aclose(self) -> None:
@@ -420,7 +433,7 @@ class Client:
             return error.with_traceback(None)
         tokens = dispatcher.billing.tokens(request) if self._counts_tokens else 0
         self._calls += 1
-        return Call(request, name, now, due, f"{self._id}-{self._calls}", upstreams, worst, tokens)
+        return Call(request, name, now, due, f"{self._id}-{self._calls}", upstreams, [], {}, worst, tokens)
 
     def _prepare_quote(
         self, prompt: Prompt | None, messages: Prompt | None, model: str | None, params: ChatParams
@@ -509,23 +522,48 @@ def _read_keys(api_key: object) -> tuple[Secret, ...] | ConfigurationError:
     return read_keys(api_key)
 
 
-def _check_types(options: Mapping[str, object], *, model: object, backups: object) -> None:
-    """Refuse options of a wrong type, and say what to pass."""
-    wanted = {
-        "limits": (Limits, "Limits(concurrency=…)"),
-        "retry": (Retry, "Retry(attempts=…)"),
-        "timeout": (Timeout, "Timeout(total=…)"),
-        "health": (Health, "Health()"),
-    }
+def _is_list_of_providers(value: object) -> bool:
+    return isinstance(value, Sequence) and all(isinstance(item, Provider) for item in cast("Sequence[object]", value))
+
+
+def _is_whole_number(value: object) -> bool:
+    return isinstance(plain_number(value), int)
+
+
+def _is_none_or(is_right: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: value is None or is_right(value)
+
+
+def _is_a(cls: type) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, cls)
+
+
+_FLAG = (_is_a(bool), "True or False")
+
+_OPTIONS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "limits": (_is_a(Limits), "Limits(concurrency=…)"),
+    "retry": (_is_a(Retry), "Retry(attempts=…)"),
+    "timeout": (_is_a(Timeout), "Timeout(total=…)"),
+    "health": (_is_a(Health), "Health(failure_threshold=…)"),
+    "model": (_is_none_or(_is_a(str)), "a name such as 'gpt-4o-mini', or None"),
+    "backups": (_is_list_of_providers, "a list: [Provider(name, base_url, api_key)]"),
+    "tokenizer": (_is_none_or(callable), "a function of a text that returns its number of tokens, or None"),
+    "stream_usage": _FLAG,
+    "require_finish_reason": _FLAG,
+    "ssl": (_is_none_or(_is_a(ssl_module.SSLContext)), "an ssl.SSLContext, or None"),
+    "insecure": _FLAG,
+    "trust_env": _FLAG,
+    "allow_http": _FLAG,
+    "seed": (_is_none_or(_is_whole_number), "a whole number, or None"),
+}
+"""The check of each option that nothing else checks, and what to pass."""
+
+
+def _check_types(**options: object) -> None:
     for name, value in options.items():
-        cls, example = wanted[name]
-        if not isinstance(value, cls):
-            raise ConfigurationError(f"{name}: a {type(value).__name__} is no {cls.__name__}; pass {example}")
-    if model is not None and not isinstance(model, str):
-        raise ConfigurationError(f"model: a {type(model).__name__} is no name; pass a str such as 'gpt-4o-mini'")
-    items = cast("Sequence[object]", backups) if isinstance(backups, Sequence) else None
-    if items is None or isinstance(backups, str) or not all(isinstance(item, Provider) for item in items):
-        raise ConfigurationError("backups: it is not a list of providers; pass [Provider(name, base_url, api_key)]")
+        is_right, wanted = _OPTIONS[name]
+        if not is_right(value):
+            raise ConfigurationError(f"{name}: this {type(value).__name__} does not fit; pass {wanted}")
 
 
 def _read_budget(budget: object) -> int | None:
@@ -539,7 +577,7 @@ def _read_budget(budget: object) -> int | None:
             amount = Decimal(whole if isinstance(whole, int) else cast("str", budget))
     if amount is None or not amount.is_finite() or amount <= 0:
         raise ConfigurationError(
-            "budget: it is not an amount above 0; pass US dollars as a Decimal or str, such as '5.00'"
+            "budget: it is not an amount above 0; pass US dollars as a whole number, Decimal or str, such as '5.00'"
         )
     return from_dollars(amount)
 

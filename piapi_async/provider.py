@@ -20,6 +20,8 @@ _KEY = r"[\x21-\x7e]{1,512}"
 _HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _HEADER_VALUE = r"[\t\x20-\x7e]*"
 _OWN_HEADERS = frozenset({"authorization", "content-length", "content-type", "host", "transfer-encoding"})
+_CONNECTION_HEADERS = frozenset({"connection", "content-encoding", "expect", "keep-alive", "te", "trailer", "upgrade"})
+"""They would change how a request is sent: with `Expect`, it waits for a "continue" that many servers never send."""
 
 
 def read_keys(keys: object) -> tuple[Secret, ...] | ConfigurationError:
@@ -168,6 +170,8 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
             raise ConfigurationError("headers: a name is not an HTTP token; pass names like X-Team")
         if name.lower() in _OWN_HEADERS:
             raise ConfigurationError(f"headers: {name} is set by the client itself; leave it out")
+        if name.lower() in _CONNECTION_HEADERS:
+            raise ConfigurationError(f"headers: {name} would change how requests are sent; leave it out")
         if not isinstance(value, str) or not re.fullmatch(_HEADER_VALUE, value):
             raise ConfigurationError(f"headers: the value of {name} is not printable ASCII text; pass a str")
     return dict(headers)
@@ -179,6 +183,14 @@ def _check_models(models: Mapping[str, str]) -> Mapping[str, str]:
     if all(isinstance(name, str) and name for pair in pairs for name in pair):
         return dict(models)
     raise ConfigurationError("models: it must map model names to model names; pass {'gpt-4o': 'openai/gpt-4o'}")
+
+
+def _check_prices(prices: Mapping[str, ModelInfo]) -> Mapping[str, ModelInfo]:
+    given = cast("object", prices)
+    pairs = cast("Mapping[object, object]", given).items() if isinstance(given, Mapping) else [(None, None)]
+    if all(isinstance(name, str) and isinstance(info, ModelInfo) for name, info in pairs):
+        return dict(prices)
+    raise ConfigurationError("prices: it must map model names to prices; pass {'gpt-4o': ModelInfo('gpt-4o', …)}")
 
 
 @attrs.frozen
@@ -204,7 +216,7 @@ class Provider:
     base_url: str
     api_key: tuple[Secret, ...] = attrs.field(converter=check_keys)
     models: Mapping[str, str] = attrs.field(factory=dict[str, str], kw_only=True, converter=_check_models)
-    prices: Mapping[str, ModelInfo] = attrs.field(factory=dict[str, ModelInfo], kw_only=True)
+    prices: Mapping[str, ModelInfo] = attrs.field(factory=dict[str, ModelInfo], kw_only=True, converter=_check_prices)
     limits: Limits | None = attrs.field(default=None, kw_only=True)
     stream_usage: bool = attrs.field(default=False, kw_only=True)
     headers: Mapping[str, str] = attrs.field(factory=dict[str, str], kw_only=True, converter=check_headers)

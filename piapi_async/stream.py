@@ -7,10 +7,11 @@ together cost one step of a generator together. `ChatStream` is what the caller 
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import Generic, Protocol, Self, TypeAlias, TypeVar, cast
 
 import attrs
 
@@ -150,7 +151,7 @@ def _decode(events: SSEDecoder, decoder: ChunkDecoder, data: bytes) -> _Batch:
 # -- what the caller holds ---------------------------------------------------------------------------------------------
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen
 class Restarted:
     """Comes out of `ChatStream.events` where an answer broke off and another one begins: forget the text so far.
 
@@ -169,9 +170,9 @@ completion last; a `Restarted` where it begins anew."""
 class ChatStream:
     """A streamed answer: an async context manager, and an async iterator of the tokens of choice 0.
 
-    Leaving the block closes the connection and frees its place. There is one consumer: a second iteration is a
-    `RuntimeError`. An iteration ends without an error only when the answer is whole: after one that failed, every
-    further read raises.
+    Leaving the block closes the connection and frees its place; a read that another task has under way then gets an
+    `APIConnectionError` of kind `"closed"`. There is one consumer: a second iteration is a `RuntimeError`. An iteration
+    ends without an error only when the answer is whole: after one that failed, every further read raises.
     """
 
     def __init__(self, source: Source, *, restarts: bool = False) -> None:
@@ -184,6 +185,8 @@ class ChatStream:
         self._completion: ChatCompletion | None = None
         self._failure: BaseException | None = None
         self._open = False
+        self._reader: asyncio.Task[object] | None = None
+        self._left: asyncio.Future[None] | None = None  # what the block waits for, left while another task reads
 
     async def __aenter__(self) -> Self:
         """Send the request; returns when the answer has begun.
@@ -201,6 +204,10 @@ class ChatStream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._open = False
+        if self._reader is not None:
+            self._left = asyncio.get_running_loop().create_future()
+            self._reader.cancel()
+            await self._left
         await self._source.aclose()
 
     def __aiter__(self) -> Self:
@@ -253,18 +260,40 @@ class ChatStream:
             return began
         if self._completion is not None:
             return None
-        self._check_open()
+        if not self._open:
+            raise RuntimeError("the stream was left before its end; read it inside its block")
         if self._failure is not None:
             raise RuntimeError(f"the stream has failed before, so there is no whole answer: {self._failure!r}")
-        try:
-            item = await anext(self._source)
-        except BaseException as error:
-            self._failure = error.with_traceback(None)
-            raise
+        item = await self._read()
         if isinstance(item, ChatCompletion):
             self._completion = item
             return None
         return item
+
+    async def _read(self) -> list[ChatCompletionChunk] | Restarted | ChatCompletion:
+        if self._reader is not None:
+            raise RuntimeError("another task reads the stream already; it has one consumer")
+        reader = self._reader = cast("asyncio.Task[object]", asyncio.current_task())  # whose coroutine this is
+        cancelling = reader.cancelling()
+        try:
+            return await anext(self._source)
+        except BaseException as error:
+            self._failure = error.with_traceback(None)
+            if not self._was_left(error, reader, cancelling):
+                raise
+        finally:
+            self._reader = None
+            if self._left is not None and not self._left.done():
+                self._left.set_result(None)
+        raise APIConnectionError(
+            "the stream was closed while a task read it; leave its block when all is read",
+            kind="closed",
+            maybe_billed=True,
+        )
+
+    def _was_left(self, error: BaseException, reader: asyncio.Task[object], cancelling: int) -> bool:
+        """Whether a read ended because the block was left; takes that cancellation back."""
+        return self._left is not None and isinstance(error, asyncio.CancelledError) and reader.uncancel() <= cancelling
 
     def _check_no_restarts(self) -> None:
         if self._restarts:
@@ -315,7 +344,7 @@ class _Items(Generic[T]):
 def _tokens_of(batch: list[ChatCompletionChunk] | Restarted) -> list[str]:
     return [
         choice.delta.content
-        for chunk in _chunks_of(batch)
+        for chunk in ([] if isinstance(batch, Restarted) else batch)
         for choice in chunk.choices
         if choice.index == 0 and choice.delta.content
     ]

@@ -26,14 +26,13 @@ from piapi_async import (
     InvalidRequestError,
     Limits,
     Message,
-    NotFoundError,
-    PermissionDeniedError,
     Provider,
     RateLimitError,
     Retry,
     Timeout,
 )
 from piapi_async.client import _Begun, _end
+from piapi_async.errors import NotFoundError, PermissionDeniedError
 from piapi_async.testing import LocalServer, RawServer, ReadRequest, Send, Stall, Status, Wait, http_response
 from tests.leaks import KEY, PROMPT, assert_tight
 

@@ -28,8 +28,8 @@ MODEL, THEIRS = "gpt-4o-mini", "vendor/gpt-4o-mini"
 # budget of a tenth is there to refuse what these faults need. So that all calls can be answered, each may try 20 times
 # (0.3²⁰ of them fail), a retry costs what a first attempt gives back, and only a provider that is gone, not one that
 # fails now and then, opens the breaker (0.3¹⁶: never by chance). Waits are short because the test should be.
-RETRY = Retry(20, base=0.01, cap=0.1, throttle_base=0.01, throttle_cap=0.1, tokens=100_000, refill=1.0)
-HEALTH = Health(failures=16, ratio=0.95, open=0.1, open_cap=0.2)
+RETRY = Retry(20, base=0.01, cap=0.1, throttle_base=0.01, throttle_cap=0.1, budget=100_000, budget_ratio=1.0)
+HEALTH = Health(failure_threshold=16, failure_ratio=0.95, open=0.1, open_cap=0.2)
 LIMITS = Limits(ramp=0.02)
 
 NEVER_ARRIVED = {"connect", "stale", "reset"}

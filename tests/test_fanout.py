@@ -13,7 +13,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from piapi_async import ConfigurationError, FanOut, Result
+from piapi_async import ConfigurationError, Result, Results
 
 pytestmark = pytest.mark.anyio
 
@@ -86,7 +86,7 @@ async def settle() -> None:
 
 async def workers() -> int:
     await settle()
-    return sum("FanOut" in task.get_name() for task in asyncio.all_tasks())
+    return sum("Results" in task.get_name() for task in asyncio.all_tasks())
 
 
 async def from_list(items: list[Any]) -> AsyncIterator[Any]:
@@ -103,7 +103,7 @@ async def test_every_item_is_asked_once(size: int, concurrency: int, ordered: bo
     ask = Answers()
     items = [f"item {i}" for i in range(size)]
     given = from_list(items) if asynchronous else items
-    async with FanOut(given, ask, concurrency=concurrency, ordered=ordered) as results:
+    async with Results(given, ask, concurrency=concurrency, ordered=ordered) as results:
         found = [result.index async for result in results]
     assert sorted(found) == list(range(size))
     assert sorted(ask.asked) == list(enumerate(items))
@@ -115,7 +115,7 @@ async def test_every_item_is_asked_once(size: int, concurrency: int, ordered: bo
 
 async def test_results_come_as_they_finish() -> None:
     ask = Answers(at_once=False)
-    async with FanOut(["a", "b", "c"], ask, concurrency=3, ordered=False) as results:
+    async with Results(["a", "b", "c"], ask, concurrency=3, ordered=False) as results:
         await settle()
         for index in (2, 0, 1):
             ask.finish(index)
@@ -126,7 +126,7 @@ async def test_results_come_as_they_finish() -> None:
 
 async def test_results_come_in_order() -> None:
     ask = Answers(at_once=False)
-    async with FanOut(range(3), ask, concurrency=3, ordered=True) as results:
+    async with Results(range(3), ask, concurrency=3, ordered=True) as results:
         await settle()
         ask.finish(2, 1)
         await settle()
@@ -141,7 +141,7 @@ async def test_results_come_in_order() -> None:
 @pytest.mark.parametrize("concurrency", [1, 2, 5])
 async def test_no_more_than_twice_the_concurrency_is_pulled_ahead(concurrency: int, ordered: bool) -> None:
     items = Counted()
-    async with FanOut(items, Answers(), concurrency=concurrency, ordered=ordered) as results:
+    async with Results(items, Answers(), concurrency=concurrency, ordered=ordered) as results:
         await settle()
         assert items.pulled == 2 * concurrency
         for handed in range(1, 20):
@@ -154,7 +154,7 @@ async def test_no_more_than_twice_the_concurrency_is_pulled_ahead(concurrency: i
 async def test_the_first_in_order_holds_the_others_up() -> None:
     ask = Answers(at_once=False)
     items = Counted()
-    async with FanOut(items, ask, concurrency=3, ordered=True) as results:
+    async with Results(items, ask, concurrency=3, ordered=True) as results:
         ask.finish(*range(1, 100))
         await settle()
         assert items.pulled == 6
@@ -166,7 +166,7 @@ async def test_the_first_in_order_holds_the_others_up() -> None:
 async def test_a_slow_item_does_not_hold_the_others_up() -> None:
     ask = Answers(at_once=False)
     ask.finish(*range(1, 1000))
-    async with FanOut(Counted(), ask, concurrency=2, ordered=False) as results:
+    async with Results(Counted(), ask, concurrency=2, ordered=False) as results:
         assert [(await anext(results)).index for _ in range(200)] == list(range(1, 201))
     assert 0 in ask.cancelled
 
@@ -174,7 +174,7 @@ async def test_a_slow_item_does_not_hold_the_others_up() -> None:
 async def test_workers_start_as_items_come() -> None:
     send, receive = anyio.create_memory_object_stream[str](0)
     ask = Answers(at_once=False)
-    async with send, receive, FanOut(receive, ask, concurrency=100, ordered=False) as results:
+    async with send, receive, Results(receive, ask, concurrency=100, ordered=False) as results:
         for size in range(1, 6):
             await send.send("x")
             await settle()
@@ -190,7 +190,7 @@ async def test_an_answer_that_is_there_at_once(ordered: bool) -> None:
     async def ask(index: int, item: int) -> Result:
         return Result(index, None)
 
-    async with FanOut(Counted(1000), ask, concurrency=3, ordered=ordered) as results:
+    async with Results(Counted(1000), ask, concurrency=3, ordered=ordered) as results:
         assert len([result async for result in results]) == 1000
 
 
@@ -211,7 +211,7 @@ async def test_nothing_is_kept_of_what_was_handed_out() -> None:
         alive.append(weakref.ref(cast("FailureError", result.error)))
         return result
 
-    async with FanOut(items, ask, concurrency=4, ordered=False) as results:
+    async with Results(items, ask, concurrency=4, ordered=False) as results:
         for _ in range(100):
             await anext(results)
         await settle()
@@ -241,7 +241,7 @@ async def test_input_that_raises(source: Callable[[int], Any], size: int, ordere
     """The results of what was pulled come first, then the input's own error, unchanged."""
     found: list[int] = []
     with pytest.raises(OSError, match="the disk is gone") as raised:
-        async with FanOut(source(size), Answers(), concurrency=2, ordered=ordered) as results:
+        async with Results(source(size), Answers(), concurrency=2, ordered=ordered) as results:
             async for result in results:
                 found.append(result.index)  # what came before the error counts
     assert type(raised.value) is OSError
@@ -250,7 +250,7 @@ async def test_input_that_raises(source: Callable[[int], Any], size: int, ordere
 
 
 async def test_an_iteration_that_has_failed_stays_so() -> None:
-    async with FanOut(broken(0), Answers(), concurrency=1, ordered=False) as results:
+    async with Results(broken(0), Answers(), concurrency=1, ordered=False) as results:
         for _ in range(3):
             with pytest.raises(OSError, match="the disk is gone"):
                 await anext(results)
@@ -269,7 +269,7 @@ async def test_ask_that_raises_ends_the_iteration(ordered: bool) -> None:
     items = Counted()
     found: list[int] = []
     with pytest.raises(LookupError, match="no such thing"):
-        async with FanOut(items, ask, concurrency=2, ordered=ordered) as results:
+        async with Results(items, ask, concurrency=2, ordered=ordered) as results:
             async for result in results:
                 found.append(result.index)
     assert set(found) >= {0, 1}
@@ -286,7 +286,7 @@ async def test_an_exhausted_input_is_not_asked_again() -> None:
             assert self.end != -1, "asked again after its end"
             return super().__next__()
 
-    async with FanOut(Once(5), Answers(), concurrency=3, ordered=False) as results:
+    async with Results(Once(5), Answers(), concurrency=3, ordered=False) as results:
         assert len([result async for result in results]) == 5
         for _ in range(2):
             with pytest.raises(StopAsyncIteration):
@@ -301,7 +301,7 @@ async def test_leaving_cancels_the_rest(ordered: bool) -> None:
     ask = Answers(at_once=False)
     ask.finish(0)
     items = Counted()
-    async with FanOut(items, ask, concurrency=3, ordered=ordered) as results:
+    async with Results(items, ask, concurrency=3, ordered=ordered) as results:
         assert (await anext(results)).index == 0
         await settle()
     assert sorted(ask.cancelled) == [1, 2, 3]
@@ -311,7 +311,7 @@ async def test_leaving_cancels_the_rest(ordered: bool) -> None:
 
 async def test_leaving_at_once() -> None:
     ask = Answers(at_once=False)
-    async with FanOut(Counted(), ask, concurrency=3, ordered=False):
+    async with Results(Counted(), ask, concurrency=3, ordered=False):
         pass
     assert await workers() == 0
     assert ask.asked == []
@@ -321,7 +321,7 @@ async def test_leaving_with_an_error_hands_it_on_unchanged() -> None:
     ask = Answers(at_once=False)
     error = ValueError("the caller's own")
     with pytest.raises(ValueError, match="the caller's own") as raised:
-        async with FanOut(Counted(), ask, concurrency=3, ordered=False):
+        async with Results(Counted(), ask, concurrency=3, ordered=False):
             await settle()
             raise error
     assert raised.value is error
@@ -334,7 +334,7 @@ async def test_leaving_while_the_input_is_waited_for() -> None:
         yield 0
         await anyio.sleep_forever()
 
-    async with FanOut(never(), Answers(), concurrency=3, ordered=False) as results:
+    async with Results(never(), Answers(), concurrency=3, ordered=False) as results:
         assert (await anext(results)).index == 0
         await settle()
     assert await workers() == 0
@@ -345,7 +345,7 @@ async def test_the_callers_task_is_cancelled_at_each_step(steps: int) -> None:
     ask = Answers()
 
     async def consume() -> None:
-        async with FanOut(Counted(), ask, concurrency=2, ordered=False) as results:
+        async with Results(Counted(), ask, concurrency=2, ordered=False) as results:
             async for _ in results:
                 await anyio.lowlevel.checkpoint()
 
@@ -364,7 +364,7 @@ async def test_the_callers_task_is_cancelled_at_each_step(steps: int) -> None:
 async def test_the_callers_scope_is_cancelled() -> None:
     ask = Answers(at_once=False)
     with anyio.move_on_after(0.005) as scope:
-        async with FanOut(Counted(), ask, concurrency=2, ordered=False) as results:
+        async with Results(Counted(), ask, concurrency=2, ordered=False) as results:
             await anext(results)
     assert scope.cancelled_caught
     assert sorted(ask.cancelled) == [0, 1]
@@ -375,7 +375,7 @@ async def test_the_callers_scope_is_cancelled() -> None:
 async def test_inside_asyncio_timeout() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.005):
-            async with FanOut(Counted(), Answers(at_once=False), concurrency=2, ordered=False) as results:
+            async with Results(Counted(), Answers(at_once=False), concurrency=2, ordered=False) as results:
                 await anext(results)
     current = asyncio.current_task()
     assert current is not None
@@ -389,13 +389,13 @@ async def test_inside_asyncio_timeout() -> None:
 async def test_several_tasks_may_share_the_results() -> None:
     found: list[int] = []
 
-    async def consume(results: FanOut[Any]) -> None:
+    async def consume(results: Results[Any]) -> None:
         async for result in results:
             found.append(result.index)
             await anyio.lowlevel.checkpoint()
 
     async with (
-        FanOut(range(50), Answers(), concurrency=3, ordered=False) as results,
+        Results(range(50), Answers(), concurrency=3, ordered=False) as results,
         anyio.create_task_group() as group,
     ):
         for _ in range(4):
@@ -408,17 +408,17 @@ async def test_what_is_no_list_of_prompts(items: Any) -> None:
     with pytest.raises(
         ConfigurationError, match=f"prompts: a {type(items).__name__} is not a list of prompts; pass an "
     ):
-        FanOut(items, Answers(), concurrency=1, ordered=False)
+        Results(items, Answers(), concurrency=1, ordered=False)
 
 
 @pytest.mark.parametrize("concurrency", [0, -1, 1.5, True, "3", None])
 async def test_what_is_no_concurrency(concurrency: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"concurrency: .* pass a whole number, 1 or more"):
-        FanOut([], Answers(), concurrency=concurrency, ordered=False)
+        Results([], Answers(), concurrency=concurrency, ordered=False)
 
 
 async def test_only_inside_its_block_and_only_once() -> None:
-    results = FanOut([1], Answers(), concurrency=1, ordered=False)
+    results = Results([1], Answers(), concurrency=1, ordered=False)
     with pytest.raises(RuntimeError, match="the map is not open"):
         await anext(results)
     async with results:
@@ -432,7 +432,7 @@ async def test_only_inside_its_block_and_only_once() -> None:
 
 
 def test_it_may_be_made_outside_a_loop() -> None:
-    results = FanOut([1, 2], Answers(), concurrency=1, ordered=True)
+    results = Results([1, 2], Answers(), concurrency=1, ordered=True)
 
     async def run() -> list[int]:
         async with results:

@@ -30,24 +30,27 @@ from piapi_async import (
     APIStatusError,
     APITimeoutError,
     AuthenticationError,
-    BadRequestError,
     BatchError,
     ChatCompletion,
     Client,
     ConfigurationError,
-    InsufficientQuotaError,
-    InternalServerError,
     InvalidRequestError,
     Limits,
     Message,
-    NotFoundError,
     Provider,
     RateLimitError,
-    StreamTooLargeError,
     StreamTruncatedError,
     Timeout,
     run_batch,
 )
+from piapi_async.errors import (
+    BadRequestError,
+    InsufficientQuotaError,
+    InternalServerError,
+    NotFoundError,
+    StreamTooLargeError,
+)
+from piapi_async.pool import SessionPool
 from piapi_async.testing import Close, RawServer, ReadRequest, Repeat, Reset, Send, Step, Wait, http_response
 from tests.leaks import CANARIES, KEY, PROMPT, assert_tight
 from tests.wires import (
@@ -500,19 +503,23 @@ def _chunked(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+LARGEST_EVENT = 16 << 20
+
+
 async def test_D7_a_line_of_a_mebibyte() -> None:
     frame = len(chunk("")) - len(b"data: \n\n")
-    largest = "a" * ((1 << 20) - frame)
-    async with dialled([ReadRequest(), Send(sse(chunk(largest), chunk(finish="stop"), DONE))]) as (client, _):
-        assert (await read(client)).text == largest
+    for size in (3 << 19, LARGEST_EVENT):  # a picture in base64, and the most that is taken
+        text = "a" * (size - frame)
+        async with dialled([ReadRequest(), Send(sse(chunk(text), chunk(finish="stop"), DONE))]) as (client, _):
+            assert (await read(client)).text == text
     await fails(
-        Send(sse_cut(chunk("Hel"), chunk(largest + "a"))), Wait(), cls=StreamTooLargeError, kind="too large", how=read,
+        Send(sse_cut(chunk("Hel"), chunk(text + "a"))), Wait(), cls=StreamTooLargeError, kind="too large", how=read,
         partial="Hel",
     )  # fmt: skip
 
 
 async def test_D8_endless_line() -> None:
-    endless = Send(sse_cut(b"data: " + b"a" * (8 << 20)))
+    endless = Send(sse_cut(b"data: " + b"a" * (LARGEST_EVENT + 1)))
     await fails(endless, Wait(), cls=StreamTooLargeError, kind="too large", how=read)
 
 
@@ -648,10 +655,10 @@ def test_G3_key_that_can_be_none(bad: Any) -> None:
 
 async def test_G4_nothing_shows_the_key() -> None:
     provider = Provider("backup", "https://example.com", [KEY, KEY], headers={"X-Team": "blue"})
-    client = Client(KEY)
-    async with client:
+    pool = SessionPool(provider.endpoints())
+    async with Client(KEY, transport=pool) as client:
         seen: list[object] = [provider, attrs.asdict(provider), cattrs.unstructure(provider), copy.copy(provider)]
-        seen += [copy.deepcopy(provider), client, vars(client), client._transport, vars(client._transport)]
+        seen += [copy.deepcopy(provider), *provider.endpoints(), client, vars(client), pool, vars(pool)]
         for each in seen:
             assert KEY not in f"{each!r} {each!s} {each}"
 

@@ -26,15 +26,12 @@ from piapi_async import (
     APIConnectionError,
     APIError,
     APITimeoutError,
-    BadRequestError,
     BudgetExceededError,
     ChatCompletion,
     ChatCompletionChunk,
     Client,
     Health,
-    InternalServerError,
     Limits,
-    ModelInfo,
     Provider,
     RateLimitError,
     Restarted,
@@ -42,6 +39,8 @@ from piapi_async import (
     StreamTruncatedError,
     Timeout,
 )
+from piapi_async.catalog import ModelInfo
+from piapi_async.errors import BadRequestError, InternalServerError
 from piapi_async.testing import (
     Close,
     LocalServer,
@@ -104,7 +103,7 @@ async def test_I1_primary_down() -> None:
             answers = [result.unwrap() async for result in results]
         assert {answer.provider for answer in answers} == {"backup"}
         assert served(client)["connect"] <= 4 + 5  # five failures open the breaker; three more calls were on their way
-        assert client.statistics().lanes[0].breakers == {"gpt-4o": "open"}
+        assert client.statistics().keys[0].breakers == {"gpt-4o": "open"}
 
 
 async def test_I2_both_down() -> None:
@@ -130,12 +129,12 @@ async def test_I3_a_tenth_fails() -> None:
     async with local(faults=every_tenth) as primary, pair(primary) as client:
         for _ in range(100):
             assert (await ask(client)).text
-        assert client.statistics().lanes[0].breakers == {"gpt-4o": "closed"}
+        assert client.statistics().keys[0].breakers == {"gpt-4o": "closed"}
         assert served(client)["status"] == 11
 
 
 async def test_I4_one_probe_at_a_time() -> None:
-    health = Health(failures=1, open=0.01)
+    health = Health(failure_threshold=1, open=0.01)
     async with local(faults=[Status(503)], latency=0.02) as primary, local() as backup:
         async with pair(primary, backup, health=health) as client:
             assert (await ask(client)).provider == "backup"
@@ -146,24 +145,24 @@ async def test_I4_one_probe_at_a_time() -> None:
 
 
 async def test_I5_primary_heals() -> None:
-    health = Health(failures=1, open=0.01, open_cap=0.02)
+    health = Health(failure_threshold=1, open=0.01, open_cap=0.02)
     async with local() as primary, local() as backup, pair(primary, backup, health=health) as client:
         await primary.close()
         assert (await ask(client)).provider == "backup"
         await primary.start()
         await asyncio.sleep(0.02)
         assert [(await ask(client)).provider for _ in range(10)] == ["piapi"] * 10
-        assert client.statistics().lanes[0].breakers == {"gpt-4o": "closed"}
+        assert client.statistics().keys[0].breakers == {"gpt-4o": "closed"}
 
 
 async def test_I6_all_open() -> None:
-    health = Health(failures=1)
+    health = Health(failure_threshold=1)
     async with local() as primary, local() as backup, pair(primary, backup, health=health) as client:
         for server in (primary, backup):
             await server.close()
         with pytest.raises(AllProvidersFailedError):
             await ask(client)
-        assert {lane.breakers["gpt-4o"] for lane in client.statistics().lanes} == {"open"}
+        assert {key.breakers["gpt-4o"] for key in client.statistics().keys} == {"open"}
         before = served(client)["connect"]
         with pytest.raises(AllProvidersFailedError) as caught:
             await ask(client)
@@ -212,10 +211,7 @@ async def test_I9_the_same_request_again() -> None:
 
 async def test_I10_failover_of_a_stream() -> None:
     good = raw(Send(sse(WHOLE, DONE)))
-    async with raw(Send(sse_cut(chunk("") + chunk()))) as primary, good as backup:  # nothing was handed out yet
-        primary_script = primary._scripts[0]
-        assert primary_script
-    cut_before = RawServer([ReadRequest(), Send(sse_cut(chunk(""))), Close()])
+    cut_before = RawServer([ReadRequest(), Send(sse_cut(chunk("") + chunk())), Close()])  # nothing was handed out yet
     cut_after = RawServer([ReadRequest(), Send(sse_cut(chunk("Hel"))), Close()])
     async with cut_before as primary, good as backup, pair(primary, backup) as client:
         answer = await read(client)
@@ -314,7 +310,7 @@ async def test_I11_a_stream_that_may_be_hedged_begins_with_an_error() -> None:
 
 async def test_I11_no_hedge_without_a_healthy_backup() -> None:
     async with local() as primary, local() as backup:
-        async with pair(primary, backup, retry=Retry(hedge=True), health=Health(failures=1)) as client:
+        async with pair(primary, backup, retry=Retry(hedge=True), health=Health(failure_threshold=1)) as client:
             await learned(client, ask)
             await backup.close()
             primary.latency = 0.05
@@ -325,7 +321,7 @@ async def test_I11_no_hedge_without_a_healthy_backup() -> None:
 
 
 async def test_I12_retries_of_many_clients_are_spread() -> None:
-    waits = [Retry().wait(0, random.Random(seed)) for seed in range(1000)]  # clients that start together
+    waits = [Retry().backoff(0, random.Random(seed)) for seed in range(1000)]  # clients that start together
     slots = Counter(int(wait * 10) for wait in waits)
     assert max(slots.values()) <= 3 * 1000 / 5
 
@@ -335,11 +331,11 @@ async def test_I13_the_callers_mistakes_open_no_breaker() -> None:
         for _ in range(100):
             with pytest.raises(BadRequestError):
                 await ask(client, extra_body={"temperature": 3})
-        assert client.statistics().lanes[0].breakers == {"gpt-4o": "closed"}
+        assert client.statistics().keys[0].breakers == {"gpt-4o": "closed"}
 
 
 async def test_I14_a_cancelled_probe_gives_its_place_back() -> None:
-    health = Health(failures=1, open=0.01)
+    health = Health(failure_threshold=1, open=0.01)
     async with local(faults=[Status(503), Stall()]) as primary, local() as backup:
         async with pair(primary, backup, health=health) as client:
             await ask(client)
@@ -350,7 +346,7 @@ async def test_I14_a_cancelled_probe_gives_its_place_back() -> None:
             probe.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await probe
-            assert client.statistics().lanes[0].breakers == {"gpt-4o": "half-open"}
+            assert client.statistics().keys[0].breakers == {"gpt-4o": "half-open"}
             assert (await ask(client)).provider == "piapi"
 
 
@@ -431,7 +427,7 @@ async def test_J2_cancelled_in_back_off() -> None:
 
 
 async def test_J3_cancel_storm() -> None:
-    dice = random.Random(7)  # a seed is the point
+    rng = random.Random(7)  # a seed is the point
     faults = [None, Status(503), Stall(2), Stall(), Status(429, headers={"retry-after-ms": "2"})]
 
     def fault(number: int, _: object) -> Any:
@@ -442,10 +438,10 @@ async def test_J3_cancel_storm() -> None:
         backups = [Provider("backup", backup.base_url, "sk-backup-key-0", prices=prices)]
         async with pair(primary, limits=Limits(concurrency=32), backups=backups, budget="1000") as client:
             before = len(asyncio.all_tasks())
-            tasks = [asyncio.create_task(dice.choice((ask, read))(client)) for _ in range(1000)]
+            tasks = [asyncio.create_task(rng.choice((ask, read))(client)) for _ in range(1000)]
             loop = asyncio.get_running_loop()
             for task in tasks:
-                loop.call_later(dice.uniform(0, 1), task.cancel)
+                loop.call_later(rng.uniform(0, 1), task.cancel)
             ends = await asyncio.gather(*tasks, return_exceptions=True)
             assert {type(end) for end in ends if not isinstance(end, ChatCompletion)} <= {
                 asyncio.CancelledError,
@@ -454,7 +450,7 @@ async def test_J3_cancel_storm() -> None:
                 RateLimitError,
             }
             assert_nothing_left(client)
-            assert "half-open" not in {state for lane in client.statistics().lanes for state in lane.breakers.values()}
+            assert "half-open" not in {state for key in client.statistics().keys for state in key.breakers.values()}
             await asyncio.sleep(0.15)
             assert "in_flight=0" in repr(client)
             assert client.ledger.reserved == 0
@@ -624,14 +620,14 @@ async def test_J12_no_file_left_is_nobodys_fault_but_ours() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert caught.value.kind == "local"
         assert len(caught.value.attempts) == 1
-        assert client.statistics().lanes[0].breakers == {"gpt-4o": "closed"}
+        assert client.statistics().keys[0].breakers == {"gpt-4o": "closed"}
         assert backup.requests == []
         assert (await ask(client)).provider == "piapi"
 
 
 @pytest.mark.parametrize("jump", [86400, -86400])
 async def test_J13_the_wall_clock_jumps(jump: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    health = Health(failures=1, open=60)
+    health = Health(failure_threshold=1, open=60)
     async with (
         local(faults=[Status(503)]) as primary,
         local() as backup,
@@ -666,7 +662,7 @@ async def test_a_retry_waits_for_the_cool_down_of_all() -> None:
         answers = await asyncio.gather(*(ask(client) for _ in range(4)))
         assert time.monotonic() - start >= 0.02
         assert sorted(len(answer.attempts) for answer in answers) == [1, 1, 1, 2]
-        assert client.statistics().lanes[0].bound == int(256 * 0.7)
+        assert client.statistics().keys[0].bound == int(256 * 0.7)
 
 
 async def test_several_keys_share_the_traffic() -> None:

@@ -18,6 +18,7 @@ from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import attrs
 import pytest
 import trustme
@@ -29,23 +30,25 @@ from piapi_async import (
     APIStatusError,
     APITimeoutError,
     AuthenticationError,
-    BadRequestError,
     Client,
     ConfigurationError,
-    ConflictError,
     Health,
+    KeyStatistics,
+    Provider,
+    RateLimitError,
+    Retry,
+)
+from piapi_async.errors import (
+    BadRequestError,
+    ConflictError,
     InsufficientQuotaError,
     InternalServerError,
     NotFoundError,
     PermissionDeniedError,
-    Provider,
-    RateLimitError,
     RequestTooLargeError,
-    Retry,
     UnprocessableEntityError,
 )
 from piapi_async.provider import check_base_url
-from piapi_async.route import LaneStatistics
 from piapi_async.testing import RawServer, ReadRequest, Send, Step, Wait, http_response
 from piapi_async.testing.raw import Connection
 from tests.leaks import KEY, PROMPT, assert_tight
@@ -71,7 +74,7 @@ SWIFT = Retry(base=0.001, cap=0.001, throttle_base=0.001, throttle_cap=0.001)
 OVERLOAD_ONLY = Retry(attempts=1, base=0, cap=0, throttle_base=1000, throttle_cap=1000)
 """Waits, for long, only where the provider says that it is overloaded."""
 
-FRAIL = Health(failures=1)
+FRAIL = Health(failure_threshold=1)
 """The first failure that counts opens the breaker."""
 
 BACKUP_KEY = "sk-backup-B4cKuPB4cKuP"
@@ -109,18 +112,18 @@ class Pair:
 
     async def first_answer(self) -> None:
         """Wait until the primary has answered one request, and the client knows."""
-        while self.asked[0] == 0 or self.lane.in_flight:
+        while self.asked[0] == 0 or self.key.in_flight:
             await asyncio.sleep(0.001)
 
     @property
-    def lane(self) -> LaneStatistics:
+    def key(self) -> KeyStatistics:
         """The state of the primary."""
-        return self.client.statistics().lanes[0]
+        return self.client.statistics().keys[0]
 
     @property
     def breaker(self) -> str:
         """The state of the primary's breaker."""
-        return self.lane.breakers["gpt-4o"]
+        return self.key.breakers["gpt-4o"]
 
 
 @asynccontextmanager
@@ -201,7 +204,7 @@ async def wants(
     billed: bool = False,
     how: Any = ask,
     **options: Any,
-) -> tuple[APIError, LaneStatistics]:
+) -> tuple[APIError, KeyStatistics]:
     """The error that an answer is, and what it does to the provider's state."""
     async with pair(answer, **{"retry": ONCE, "health": FRAIL, **options}) as seen:
         error = await failure(how(seen.client))
@@ -213,7 +216,7 @@ async def wants(
         assert seen.asked == (1, 0)
         assert seen.breaker == ("open" if sick else "closed")
         assert "in_flight=0" in repr(seen.client)
-        return error, seen.lane
+        return error, seen.key
 
 
 async def goes_nowhere(answer: bytes, how: Any = ask, **options: Any) -> None:
@@ -239,7 +242,7 @@ async def goes_over(answer: bytes, how: Any = ask, **options: Any) -> None:
         whole = await how(seen.client)
         assert (whole.text, whole.provider, seen.asked) == ("Hello!", "backup", (1, 1))
         assert [attempt.provider for attempt in whole.attempts] == ["piapi", "backup"]
-        assert seen.lane.retries == 10  # a failover takes no retry token
+        assert seen.key.retries == 10  # a failover takes no retry token
 
 
 async def stays(answer: bytes, how: Any = ask, **options: Any) -> None:
@@ -404,13 +407,13 @@ async def test_E13_new_connection(how: Any, status: int) -> None:
 @BOTH
 async def test_E14_429_without_retry_after(how: Any) -> None:
     for retry, most in ((Retry(attempts=1), longest(1)), (OVERLOAD_ONLY, 300)):
-        error, lane = await wants(
+        error, key = await wants(
             limited(), RateLimitError, status=429, code="rate_limit_exceeded", sick=False, how=how, retry=retry
         )
         assert error.retry_after is None
-        assert lane.pause <= most
-        assert lane.bound == 179  # 0.7 of 256
-    assert lane.pause > 0
+        assert key.pause <= most
+        assert key.bound == 179  # 0.7 of 256
+    assert key.pause > 0
     await goes_again(limited(), how, backed=False)
     await goes_again(limited(), how, backed=True)  # a short pause at the preferred provider is worth it
 
@@ -421,9 +424,9 @@ RESETS = {"x-ratelimit-reset-requests": "30s"}
 @BOTH
 async def test_E14_429_with_a_reset(how: Any, clock: Clock) -> None:
     for more in ({}, {"x-ratelimit-remaining-requests": "0"}):
-        error, lane = await wants(refusal(429, {**RESETS, **more}), RateLimitError, status=429, sick=False, how=how)
+        error, key = await wants(refusal(429, {**RESETS, **more}), RateLimitError, status=429, sick=False, how=how)
         assert error.retry_after is None
-        assert 28 < lane.pause <= longest(30)
+        assert 28 < key.pause <= longest(30)
     await goes_over(refusal(429, RESETS), how)  # longer than 2 s
     async with pair(refusal(429, RESETS), good(how)) as seen:
         call = asyncio.create_task(how(seen.client))
@@ -455,8 +458,8 @@ async def test_E14_the_last_attempt_is_for_the_backup() -> None:
 @BOTH
 async def test_E15_429_that_means_the_credit(how: Any, code: str) -> None:
     answer = refusal(429, code=code)
-    _, lane = await wants(answer, InsufficientQuotaError, status=429, code=code, sick=False, how=how)
-    assert (lane.pause, lane.bound) == (0, 256)  # no rate to narrow
+    _, key = await wants(answer, InsufficientQuotaError, status=429, code=code, sick=False, how=how)
+    assert (key.pause, key.bound) == (0, 256)  # no rate to narrow
     await goes_over(answer, how)
     await stays(answer, how)
 
@@ -465,8 +468,8 @@ async def test_E15_429_that_means_the_credit(how: Any, code: str) -> None:
 @BOTH
 async def test_E16_5xx(how: Any, status: int) -> None:
     answer = refusal(status)
-    _, lane = await wants(answer, InternalServerError, status=status, sick=True, billed=status == 504, how=how)
-    assert (lane.pause, lane.bound) == (0, 256)
+    _, key = await wants(answer, InternalServerError, status=status, sick=True, billed=status == 504, how=how)
+    assert (key.pause, key.bound) == (0, 256)
     await goes_again(answer, how, backed=False)
     await goes_over(answer, how)
 
@@ -474,9 +477,9 @@ async def test_E16_5xx(how: Any, status: int) -> None:
 @BOTH
 async def test_E17_503_with_retry_after(how: Any, clock: Clock) -> None:
     answer = refusal(503, {"Retry-After": "5"})
-    error, lane = await wants(answer, InternalServerError, status=503, sick=True, how=how)
+    error, key = await wants(answer, InternalServerError, status=503, sick=True, how=how)
     assert error.retry_after == 5
-    assert 4 < lane.pause <= longest(5)
+    assert 4 < key.pause <= longest(5)
     await goes_over(answer, how)
     async with pair(answer, good(how)) as seen:
         call = asyncio.create_task(how(seen.client))
@@ -512,9 +515,9 @@ async def test_E19_524(how: Any) -> None:
 @BOTH
 async def test_E20_529_overloaded(how: Any) -> None:
     answer = refusal(529, type="overloaded_error")
-    _, lane = await wants(answer, InternalServerError, status=529, sick=True, how=how, retry=OVERLOAD_ONLY)
-    assert lane.pause > 0
-    assert lane.bound == 256
+    _, key = await wants(answer, InternalServerError, status=529, sick=True, how=how, retry=OVERLOAD_ONLY)
+    assert key.pause > 0
+    assert key.bound == 256
     await goes_again(answer, how, backed=False)
     await goes_over(answer, how)
 
@@ -536,16 +539,16 @@ async def test_E22_retry_after(how: Any, clock: Clock) -> None:
     async with pair(three, good(how)) as seen:
         call = asyncio.create_task(how(seen.client))
         await seen.first_answer()
-        assert 2 < seen.lane.pause <= longest(3)
+        assert 2 < seen.key.pause <= longest(3)
         await clock.skip(2.4)
         assert seen.asked == (1, 0)  # never earlier
         await clock.skip(1.2)
         assert (await call).text == "Hello!"
     await goes_over(three, how)
-    _, lane = await wants(
+    _, key = await wants(
         limited(Retry_After="0"), RateLimitError, status=429, code="rate_limit_exceeded", sick=False, how=how
     )
-    assert lane.pause == 0
+    assert key.pause == 0
     await goes_again(limited(Retry_After="0"), how, backed=False)
     await goes_again(limited(Retry_After="0"), how, backed=True)
 
@@ -561,11 +564,11 @@ def dated(seconds: float, form: str = "%a, %d %b %Y %H:%M:%S GMT") -> bytes:
 @BOTH
 async def test_E23_date(how: Any) -> None:
     for form in ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"):
-        error, lane = await wants(
+        error, key = await wants(
             dated(3, form), RateLimitError, status=429, code="rate_limit_exceeded", sick=False, how=how
         )
         assert error.retry_after == 3
-        assert 2 < lane.pause <= longest(3)
+        assert 2 < key.pause <= longest(3)
     await goes_over(dated(3), how)
     await goes_again(dated(-3600), how, backed=False)
     await goes_again(dated(-3600), how, backed=True)
@@ -581,7 +584,7 @@ async def test_E24_too_long_to_wait(how: Any, answer: bytes, seconds: float, clo
     await goes_over(answer, how)
     async with pair(answer, good(how), backed=True, second=[good(how)]) as seen:
         await how(seen.client)
-        assert 290 < seen.lane.pause <= 300
+        assert 290 < seen.key.pause <= 300
         assert (await how(seen.client)).provider == "backup"  # as long as the cool-down lasts
         assert seen.asked == (1, 2)
         await clock.skip(300)
@@ -612,9 +615,9 @@ async def test_E24_too_long_to_wait(how: Any, answer: bytes, seconds: float, clo
 )
 async def test_E25_retry_after_that_is_no_number(value: bytes, seconds: float | None) -> None:
     answer = with_lines(limited(), b"Retry-After:" + value)
-    error, lane = await wants(answer, RateLimitError, status=429, code="rate_limit_exceeded", sick=False, retry=ONCE)
+    error, key = await wants(answer, RateLimitError, status=429, code="rate_limit_exceeded", sick=False, retry=ONCE)
     assert error.retry_after == seconds
-    assert lane.pause <= longest(1 if seconds is None else seconds)
+    assert key.pause <= longest(1 if seconds is None else seconds)
     if seconds is None:
         await goes_again(answer, backed=False)
 
@@ -622,9 +625,9 @@ async def test_E25_retry_after_that_is_no_number(value: bytes, seconds: float | 
 @pytest.mark.parametrize("value", ["nan", "NaN", "inf", "-inf", "Infinity"])
 async def test_E26_nan(value: str) -> None:
     for answer in (limited(Retry_After=value), limited(retry_after_ms=value)):
-        error, lane = await wants(answer, RateLimitError, status=429, code="rate_limit_exceeded", sick=False)
+        error, key = await wants(answer, RateLimitError, status=429, code="rate_limit_exceeded", sick=False)
         assert error.retry_after is None
-        assert lane.pause <= longest(1)
+        assert key.pause <= longest(1)
         await goes_again(answer, backed=False)
 
 
@@ -642,9 +645,9 @@ async def test_E26_nan(value: str) -> None:
 )
 async def test_E27_retry_after_ms_and_copies(lines: list[bytes], seconds: float) -> None:
     answer = with_lines(limited(), *lines)
-    error, lane = await wants(answer, RateLimitError, status=429, code="rate_limit_exceeded", sick=False)
+    error, key = await wants(answer, RateLimitError, status=429, code="rate_limit_exceeded", sick=False)
     assert error.retry_after == seconds
-    assert lane.pause <= longest(seconds)
+    assert key.pause <= longest(seconds)
     await goes_again(answer, backed=False)
     await goes_again(answer, backed=True)
 
@@ -659,7 +662,7 @@ async def test_E28_x_should_retry(how: Any) -> None:
     async with pair(yes) as seen:
         await failure(how(seen.client))
         assert seen.asked == (3, 0)  # the attempts bound it,
-    async with pair(yes, retry=attrs.evolve(SWIFT, tokens=1.0)) as seen:
+    async with pair(yes, retry=attrs.evolve(SWIFT, budget=1.0)) as seen:
         await failure(how(seen.client))
         await failure(how(seen.client))
         assert seen.asked == (3, 0)  # and the budget
@@ -690,8 +693,8 @@ def left(what: str, remaining: str, reset: str, answer: bytes) -> bytes:
 async def test_E29_x_ratelimit_reset(how: Any, what: str, remaining: str, reset: str, seconds: float) -> None:
     async with pair(left(what, remaining, reset, good(how))) as seen:
         assert (await how(seen.client)).text == "Hello!"
-        assert seconds - 1 <= seen.lane.pause <= min(60, longest(seconds))
-    _, lane = await wants(
+        assert seconds - 1 <= seen.key.pause <= min(60, longest(seconds))
+    _, key = await wants(
         left(what, remaining, reset, limited()),
         RateLimitError,
         status=429,
@@ -699,7 +702,7 @@ async def test_E29_x_ratelimit_reset(how: Any, what: str, remaining: str, reset:
         sick=False,
         how=how,
     )
-    assert lane.pause <= longest(max(seconds, 1))
+    assert key.pause <= longest(max(seconds, 1))
 
 
 async def test_E29_a_stream_delays_the_next_send_from_its_headers_on() -> None:
@@ -707,8 +710,8 @@ async def test_E29_a_stream_delays_the_next_send_from_its_headers_on() -> None:
     async with dialled([ReadRequest(), Send(head), Wait()]) as (client, _):
         async with client.stream(PROMPT) as stream:
             await anext(aiter(stream))
-            assert 19 < client.statistics().lanes[0].pause <= longest(20)
-        assert 19 < client.statistics().lanes[0].pause <= longest(20)
+            assert 19 < client.statistics().keys[0].pause <= longest(20)
+        assert 19 < client.statistics().keys[0].pause <= longest(20)
 
 
 async def test_E29_the_next_send_is_delayed(clock: Clock) -> None:
@@ -740,11 +743,11 @@ async def test_E29_the_next_send_is_delayed(clock: Clock) -> None:
 async def test_E30_ratelimit_field(how: Any, lines: list[bytes], seconds: float) -> None:
     async with pair(with_lines(good(how), *lines)) as seen:
         assert (await how(seen.client)).text == "Hello!"
-        assert seconds - 1 <= seen.lane.pause <= min(60, longest(seconds))
-    _, lane = await wants(
+        assert seconds - 1 <= seen.key.pause <= min(60, longest(seconds))
+    _, key = await wants(
         with_lines(limited(), *lines), RateLimitError, status=429, code="rate_limit_exceeded", sick=False, how=how
     )
-    assert lane.pause <= longest(max(seconds, 1))
+    assert key.pause <= longest(max(seconds, 1))
 
 
 # -- F. Redirects, URL, proxy, TLS policy ----------------------------------------------------------------------------
@@ -761,7 +764,7 @@ async def is_not_followed(status: int, location: str, host: str, how: Any, **opt
         assert host in str(error)
         assert "secret" not in str(error)
         assert (len(server.requests), server.connections) == (1, 1)
-        assert client.statistics().lanes[0].breakers == {"gpt-4o": "closed"}
+        assert client.statistics().keys[0].breakers == {"gpt-4o": "closed"}
 
 
 @pytest.mark.parametrize("status", [301, 302, 303])
@@ -975,13 +978,21 @@ async def test_F10_a_proxy_of_the_callers(how: Any, no_proxy: pytest.MonkeyPatch
         assert "hunter2" not in shown(error)
 
 
-async def test_F11_the_key_is_no_default_of_a_session() -> None:
-    async with RawServer([Answers([ok()])]) as other, pair(ok()) as seen:
+async def test_F11_the_key_is_no_default_of_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions: list[aiohttp.ClientSession] = []
+    make = aiohttp.ClientSession.__init__
+
+    def note(session: aiohttp.ClientSession, *args: Any, **options: Any) -> None:
+        sessions.append(session)
+        make(session, *args, **options)
+
+    monkeypatch.setattr(aiohttp.ClientSession, "__init__", note)
+    async with RawServer([Answers([ok()])]) as other, pair(refusal(421), ok()) as seen:
         await ask(seen.client)
-        for line in seen.client._transport._lines.values():  # type: ignore[attr-defined]
-            for session in (line.session, line.spare):
-                async with session.post(f"{other.base_url}/chat/completions", data=b"{}") as response:
-                    await response.read()
+        assert len(sessions) == 2  # a 421 asks for a new connection, which another session makes
+        for session in sessions:
+            async with session.post(f"{other.base_url}/chat/completions", data=b"{}") as response:
+                await response.read()
         assert len(other.requests) == 2
         for request in other.requests:
             assert b"authorization" not in request.lower()

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import outage
 from benchmarks.outage import BACKUP, PRIMARY, SCENARIOS, Report, Spell
 from piapi_async import APIConnectionError, APITimeoutError, Health
-from piapi_async.policy import Due
+from piapi_async.policy import Deadline
 
 LONGEST_OPEN = Health().open_cap
 BACKED_UP = sorted(set(SCENARIOS) - {"both"})
@@ -129,11 +129,14 @@ def test_a_simulation_in_which_nothing_can_happen_ends() -> None:
 def test_spells() -> None:
     spells = [Spell(10, 20, refuses=True), Spell(30, 40, errors=1.0), Spell(50, 100, doubling=1.0)]
 
+    sent: list[float] = []
+
     async def ask(at: float, patience: float = math.inf) -> tuple[int, float]:
+        clock = asyncio.get_running_loop().time
         provider = outage.FakeProvider("x", spells, seed=1)
         await asyncio.sleep(at)
-        exchange = await provider.answer(Due(at + patience))
-        return exchange.status, asyncio.get_running_loop().time()
+        exchange = await provider.answer(Deadline(at + patience), lambda: sent.append(clock()))
+        return exchange.status, clock()
 
     status, at = outage.run(ask(0))
     assert status == 200
@@ -148,6 +151,7 @@ def test_spells() -> None:
     status, at = outage.run(ask(60))
     assert status == 200
     assert 100 < at < 105
+    assert sent == [0, 9.99, 35, 60, 60]  # nothing is sent to one that refuses
 
 
 def test_a_provider_that_never_heals_never_has_its_traffic_back() -> None:

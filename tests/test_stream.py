@@ -4,48 +4,61 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
+import anyio
 import pytest
 
 from piapi_async import (
     APIConnectionError,
     APIResponseError,
+    APITimeoutError,
     ChatCompletion,
+    ChatCompletionChunk,
     ChatStream,
     Client,
     FunctionCall,
+    Retry,
     StreamTruncatedError,
+    Timeout,
     ToolCall,
 )
-from piapi_async.policy import Due
-from piapi_async.stream import Answer, Timers, read_chunks
-from piapi_async.testing import LocalServer, RawServer, ReadRequest, Send, http_response
-from piapi_async.wire import WireChunk
+from piapi_async.errors import InternalServerError, StreamTooLargeError
+from piapi_async.policy import Deadline
+from piapi_async.stream import read_chunks
+from piapi_async.testing import Close, LocalServer, ReadRequest, Send, Step, Wait
+from piapi_async.wire import AnswerBuilder
+from tests.leaks import PROMPT, assert_tight
+from tests.wires import WHOLE, chunk, dialled, sse, sse_closed, sse_cut
 
 pytestmark = pytest.mark.anyio
-
-NO_TIMERS = Timers(Due(), None, Due())
 
 
 class Bytes:
     """An exchange that holds its body already."""
 
-    began = 0.0
-
     def __init__(self, *pieces: bytes, error: APIConnectionError | None = None) -> None:
         self.pieces = list(pieces)
         self.error = error
 
-    async def read(self, due: Due) -> bytes:
+    async def read(self, deadline: Deadline) -> bytes:
         if not self.pieces and self.error:
             raise self.error
         return self.pieces.pop(0) if self.pieces else b""
 
-    async def read_all(self, due: Due, start: bytes = b"") -> bytes:
+    async def read_all(self, deadline: Deadline, start: bytes = b"") -> bytes:
         body, self.pieces = start + b"".join(self.pieces), []
         return body
+
+
+def batches(
+    exchange: Bytes, builder: AnswerBuilder | None = None, **options: Any
+) -> AsyncGenerator[list[ChatCompletionChunk], None]:
+    """The chunks of an exchange, without any timer."""
+    builder = AnswerBuilder() if builder is None else builder
+    timers: dict[str, Any] = {"first_event": Deadline(), "progress": None, "deadline": Deadline(), "clock": lambda: 0.0}
+    return read_chunks(exchange, builder, **{**timers, **options})
 
 
 def event(**fields: Any) -> bytes:
@@ -57,28 +70,19 @@ def delta(index: int | None = 0, finish: str | None = None, **fields: Any) -> by
 
 
 async def joined(*pieces: bytes, **options: Any) -> ChatCompletion:
-    answer = Answer()
-    async for _ in read_chunks(Bytes(*pieces), answer, NO_TIMERS, **options):
+    builder = AnswerBuilder()
+    async for _ in batches(Bytes(*pieces), builder, **options):
         pass
-    return whole(answer, "asked")
-
-
-def whole(answer: Answer, asked: str) -> ChatCompletion:
-    found = answer.whole(asked)
-    return ChatCompletion(found.id, found.object, found.created, found.model, found.choices, found.usage)
+    return builder.build("asked")
 
 
 DONE = b"data: [DONE]\n\n"
 
 
 async def test_chunks_that_arrive_together_come_together() -> None:
-    batches = [
-        [chunk.choices[0].delta.content for chunk in batch]
-        async for batch in read_chunks(
-            Bytes(delta(content="a") + delta(content="b"), delta(content="c") + DONE), Answer(), NO_TIMERS
-        )
-    ]
-    assert batches == [["a", "b"], ["c"]]
+    pieces = Bytes(delta(content="a") + delta(content="b"), delta(content="c") + DONE)
+    found = [[chunk.text for chunk in batch] async for batch in batches(pieces)]
+    assert found == [["a", "b"], ["c"]]
 
 
 async def test_choices_are_joined_apart() -> None:
@@ -176,14 +180,13 @@ async def test_the_end_of_a_stream() -> None:
 
 async def test_a_broken_connection_is_one_more_end() -> None:
     broken = APIConnectionError(kind="truncated body")
-    answer = Answer()
     pieces = Bytes(delta(content="a", finish="stop"), error=broken)
-    assert [len(batch) async for batch in read_chunks(pieces, answer, NO_TIMERS)] == [1]
+    assert [len(batch) async for batch in batches(pieces)] == [1]
     with pytest.raises(StreamTruncatedError):
-        _ = [batch async for batch in read_chunks(Bytes(error=broken), Answer(), NO_TIMERS)]
+        _ = [batch async for batch in batches(Bytes(error=broken))]
     reset = APIConnectionError(kind="reset")
     with pytest.raises(APIConnectionError) as caught:
-        _ = [batch async for batch in read_chunks(Bytes(error=reset), Answer(), NO_TIMERS)]
+        _ = [batch async for batch in batches(Bytes(error=reset))]
     assert caught.value is reset
 
 
@@ -201,16 +204,13 @@ async def test_a_half_surrogate_at_the_end_is_replaced() -> None:
 # -- what the caller holds -------------------------------------------------------------------------------------------
 
 
-async def source() -> AsyncGenerator[list[WireChunk] | ChatCompletion, None]:
-    answer = Answer()
+async def source() -> AsyncGenerator[list[ChatCompletionChunk] | ChatCompletion, None]:
+    builder = AnswerBuilder()
     yield []
-    async for batch in read_chunks(
-        Bytes(delta(content="a") + delta(1, content="x") + delta(content="") + delta(content="b"), DONE),
-        answer,
-        NO_TIMERS,
-    ):
+    pieces = Bytes(delta(content="a") + delta(1, content="x") + delta(content="") + delta(content="b"), DONE)
+    async for batch in batches(pieces, builder):
         yield batch
-    yield whole(answer, "m")
+    yield builder.build("m")
 
 
 async def test_tokens_chunks_and_completion() -> None:
@@ -258,18 +258,150 @@ async def test_only_inside_its_block() -> None:
         aiter(stream)
 
 
-async def test_a_failed_stream_has_no_completion() -> None:
-    async with (
-        RawServer([ReadRequest(), Send(http_response(200, delta(content="a"), close_delimited=True))]) as server,
-        Client("sk-x", base_url=server.base_url, model="m") as client,
-        client.stream("x") as stream,
+# -- after a failure ---------------------------------------------------------------------------------------------------
+
+TEXT = [ReadRequest(), Send(sse_cut(chunk("Hel")))]
+
+FAILURES: dict[str, tuple[list[Step], type[BaseException]]] = {
+    "cut": ([*TEXT, Close()], StreamTruncatedError),
+    "stalled": ([*TEXT, Wait()], APITimeoutError),
+    "an error object": (
+        [ReadRequest(), Send(sse(chunk("Hel"), b'data: {"error": {"message": "no"}}\n\n'))],
+        InternalServerError,
+    ),
+    "too large": ([ReadRequest(), Send(sse(chunk("Hel"), b"data: " + bytes(17 << 20)))], StreamTooLargeError),
+}
+
+READS: dict[str, Callable[[ChatStream], Awaitable[Any]]] = {
+    "tokens": lambda stream: anext(stream),
+    "completion": lambda stream: stream.completion(),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_after_an_error_every_further_read_raises(failure: str) -> None:
+    script, cls = FAILURES[failure]
+    async with dialled(script, timeout=Timeout(first_event=5, progress=0.05 if failure == "stalled" else 5)) as (
+        client,
+        _,
     ):
-        with pytest.raises(StreamTruncatedError) as caught:
-            async for _ in stream:
-                pass
-        assert caught.value.partial == "a"
-        with pytest.raises(RuntimeError, match="failed"):
-            await stream.completion()
+        async with client.stream(PROMPT) as stream:
+            with pytest.raises(cls) as caught:
+                async for token in stream:
+                    assert token == "Hel"
+            assert getattr(caught.value, "partial", None) == "Hel"
+            for _ in range(2):
+                for read in READS.values():
+                    with pytest.raises(RuntimeError, match="failed before") as further:
+                        await read(stream)
+                    assert_tight(further.value)
+        assert client.statistics().in_flight == 0
+
+
+@pytest.mark.parametrize("how", ["chunks", "events"])
+async def test_after_an_error_an_iteration_over_chunks_raises_too(how: str) -> None:
+    async with dialled([*TEXT, Close()]) as (client, _), client.stream(PROMPT) as stream:
+        iteration = getattr(stream, how)()
+        assert (await anext(iteration)).text == "Hel"
+        with pytest.raises(StreamTruncatedError):
+            await anext(iteration)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="failed before"):
+                await anext(iteration)
+
+
+@pytest.mark.parametrize("read", READS)
+async def test_after_a_read_that_timed_out_every_further_read_raises(read: str) -> None:
+    """The stream was closed by then, so what came of it must not look whole."""
+    rest = chunk("lo!") + chunk(finish="stop") + DONE
+    script = [*TEXT, Wait(0.1), Send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(rest), rest)), Wait()]
+    async with dialled(script) as (client, _):
+        async with client.stream(PROMPT) as stream:
+            assert await anext(stream) == "Hel"
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(READS[read](stream), 0.02)
+            assert client.statistics().in_flight == 0
+            for again in READS.values():
+                with pytest.raises(RuntimeError, match="failed before"):
+                    await again(stream)
+
+
+async def test_what_had_arrived_before_the_failure_is_handed_out_first() -> None:
+    async with dialled([ReadRequest(), Send(sse_closed(chunk("Hel") + chunk("lo!")))]) as (client, _):
+        async with client.stream(PROMPT) as stream:
+            assert [await anext(stream), await anext(stream)] == ["Hel", "lo!"]
+            with pytest.raises(StreamTruncatedError):
+                await anext(stream)
+
+
+async def test_an_answer_that_is_whole_stays_so() -> None:
+    async with dialled([ReadRequest(), Send(sse(WHOLE, DONE))]) as (client, _), client.stream(PROMPT) as stream:
+        assert [token async for token in stream] == ["Hel", "lo!"]
+        for _ in range(2):
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+            assert (await stream.completion()).text == "Hello!"
+
+
+# -- left while another task reads -------------------------------------------------------------------------------------
+
+
+async def closed(client: Client) -> None:
+    assert client.statistics().in_flight == 0
+    with anyio.fail_after(0.1):
+        while "open=0" not in repr(client):
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("hedge", [False, True])
+async def test_left_while_another_task_reads(hedge: bool) -> None:
+    async def consume(stream: ChatStream) -> None:
+        async for token in stream:
+            tokens.append(token)
+
+    tokens: list[str] = []
+    mine = KeyError("mine")
+    async with dialled([*TEXT, Wait()], retry=Retry(hedge=hedge)) as (client, _):
+        with pytest.raises(KeyError) as caught:
+            async with client.stream(PROMPT) as stream:
+                reader = asyncio.create_task(consume(stream))
+                while not tokens:
+                    await asyncio.sleep(0.001)
+                raise mine
+        assert caught.value is mine
+        await closed(client)
+        with pytest.raises(APIConnectionError) as read:
+            await reader
+        assert (read.value.kind, read.value.maybe_billed, tokens) == ("closed", True, ["Hel"])
+        assert_tight(read.value)
+        assert reader.cancelling() == 0
+
+
+async def test_left_while_a_reader_is_cancelled_too() -> None:
+    """The reader's own cancellation is not swallowed."""
+    async with dialled([*TEXT, Wait()]) as (client, _):
+        async with client.stream(PROMPT) as stream:
+            assert await anext(stream) == "Hel"
+            reader = asyncio.create_task(anext(stream))
+            await asyncio.sleep(0.01)
+            reader.cancel()
+        await asyncio.wait([reader])
+        assert reader.cancelled()
+        await closed(client)
+
+
+async def test_two_tasks_cannot_read_at_once() -> None:
+    async with dialled([*TEXT, Wait(0.05), Send(b"0\r\n\r\n")]) as (client, _), client.stream(PROMPT) as stream:
+        assert await anext(stream) == "Hel"
+        reader = asyncio.create_task(stream.completion())
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="another task"):
+            await anext(stream)
+        with pytest.raises(StreamTruncatedError):  # the one that read goes on
+            await reader
+
+
+# -- over the wire -----------------------------------------------------------------------------------------------------
 
 
 async def test_leaving_early_closes_the_connection_and_frees_the_place(piapi_server: LocalServer) -> None:
@@ -280,9 +412,7 @@ async def test_leaving_early_closes_the_connection_and_frees_the_place(piapi_ser
                 assert token
                 assert "in_flight=1" in repr(client)
                 break
-        assert "in_flight=0" in repr(client)
-        await asyncio.sleep(0.005)
-        assert "open=0" in repr(client)
+        await closed(client)
 
 
 async def test_functions_and_tools_over_the_wire(piapi_server: LocalServer) -> None:

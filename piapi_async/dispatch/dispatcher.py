@@ -67,7 +67,6 @@ class Dispatcher:
     async def stream(self, call: Call) -> AsyncGenerator[StreamItem, None]:
         """The same for a stream: another provider takes over silently until text has been handed out."""
         while True:
-            completion: ChatCompletion | None = None
             async with self._attempt(call) as attempt:
                 first = await attempt.open_stream()
                 if call.interrupted is not None:
@@ -80,9 +79,9 @@ class Dispatcher:
                         leader.note_first_event()
                     yield chunks
                     del chunks  # else they stay in memory while the next ones are waited for
-                completion = leader.finish_stream()
-            if completion is not None:
-                yield completion
+                leader.finish_stream()
+            if attempt.leader.completion is not None:
+                yield attempt.leader.completion
                 return
 
     def _attempt(self, call: Call) -> AttemptInFlight | HedgedAttempt:

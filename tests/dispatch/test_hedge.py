@@ -7,7 +7,7 @@ import gc
 import time as clock
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from piapi_async import (
     BudgetExceededError,
     ChatCompletion,
     ChatCompletionChunk,
+    ChatRequest,
     Client,
     Health,
     Limits,
@@ -26,8 +27,11 @@ from piapi_async import (
     Retry,
 )
 from piapi_async.catalog import ModelInfo
-from piapi_async.route import SAMPLES
-from piapi_async.testing import LocalServer, RawServer, ReadRequest, Repeat, Send, Wait
+from piapi_async.ledger import Books
+from piapi_async.policy import Deadline
+from piapi_async.pool import SessionPool
+from piapi_async.route import SAMPLES, Call
+from piapi_async.testing import LocalServer, RawServer, ReadRequest, Send, Wait
 from tests.dispatch.scripted import (
     HOW,
     OK,
@@ -37,13 +41,14 @@ from tests.dispatch.scripted import (
     Piece,
     VirtualLoop,
     World,
+    assemble,
     broken,
     interrupt_at_every_wait,
     make,
     refused,
 )
 from tests.leaks import KEY, PROMPT
-from tests.wires import DONE, WHOLE, chunk, completion, sse, sse_cut
+from tests.wires import DONE, WHOLE, chunk, completion, sse_cut
 
 pytestmark = pytest.mark.anyio
 
@@ -428,7 +433,7 @@ async def test_a_stream_that_may_be_hedged_hands_out_what_came_first(how: str, p
 @pytest.mark.parametrize("how", ["tokens", "chunks", "events"])
 async def test_a_hedge_that_won_hands_out_what_came_first(how: str) -> None:
     async with LocalServer(api_key=KEY) as primary, LocalServer(api_key=KEY) as backup, pair(primary, backup) as client:
-        for _ in range(21):
+        for _ in range(20):
             await read_text(client, how)
         primary.latency = 30
         text, whole = await asyncio.wait_for(read_text(client, how), 5)
@@ -447,7 +452,7 @@ async def test_the_losers_connection_is_closed_within_100_ms(stream: bool) -> No
             async with client.stream(PROMPT) as answer:
                 return await answer.completion()
 
-        for _ in range(21):
+        for _ in range(20):
             await ask()
         primary.latency = 30
         assert (await asyncio.wait_for(ask(), 5)).provider == "backup"
@@ -461,25 +466,25 @@ async def test_the_losers_connection_is_closed_within_100_ms(stream: bool) -> No
 @on_real_sockets
 async def test_the_caller_leaves_at_the_turns_of_the_loop_around_the_win() -> None:
     """Whenever it is, the winner's place, connection and money are not lost."""
-    leaves = range(0, 30, 2)
-    learning = 21 * len(leaves)  # calls, for as many hedges
-    winning = [ReadRequest(), Send(sse_cut(chunk("Hel"))), Wait()]
-    quick = Repeat([ReadRequest(), Send(sse(WHOLE, DONE))], times=learning)
-    async with (
-        RawServer([quick, ReadRequest(), Wait()], [ReadRequest(), Wait()]) as primary,
-        RawServer(winning) as backup,
-    ):
-        async with pair(primary, backup, budget="100") as client:
-            for _ in range(learning):
-                async with client.stream(PROMPT, max_tokens=10) as stream:
-                    await stream.completion()
+    slow, winning = [ReadRequest(), Wait()], [ReadRequest(), Send(sse_cut(chunk("Hel"))), Wait()]
+    async with RawServer(slow) as primary, RawServer(winning) as backup:
+        servers = {"one": primary, "two": backup}
+        providers = [Provider(name, server.base_url, KEY) for name, server in servers.items()]
+        books = Books(10**15)
+        dispatcher = assemble(providers, SessionPool, books, retry=HEDGED)
+        for starts in dispatcher.upstreams[0].starts:
+            starts.extend([0.005] * SAMPLES)
+        dispatcher.hedges.calls = 10**6
+        request = ChatRequest(PROMPT, "gpt-4o", stream=True)
 
-            async def use() -> None:
-                async with client.stream(PROMPT, max_tokens=10) as stream:
-                    async for _ in stream:
-                        await asyncio.sleep(30)
+        async def use() -> None:
+            call = Call(request, "gpt-4o", time(), Deadline(), "key", dispatcher.upstreams, [], {}, WORST)
+            async with aclosing(dispatcher.stream(call)) as source:
+                async for _ in source:
+                    pass
 
-            for turns in leaves:
+        async with aclosing(await dispatcher.transport.__aenter__()):
+            for turns in range(40):
                 requests = len(backup.requests)
                 caller = asyncio.create_task(use())
                 async with asyncio.timeout(5):
@@ -489,9 +494,10 @@ async def test_the_caller_leaves_at_the_turns_of_the_loop_around_the_win() -> No
                     await asyncio.sleep(0)
                 caller.cancel()
                 await asyncio.wait([caller])
-                assert client.statistics().in_flight == 0
-                assert client.ledger.reserved == 0
-                assert "in_flight=0" in repr(client)
+                assert dispatcher.statistics().in_flight == 0
+                assert books.reserved == 0
+                assert "in_flight=0" in repr(dispatcher.transport)
             async with asyncio.timeout(0.1):
-                while "open=0" not in repr(client):
+                while "open=0" not in repr(dispatcher.transport):
                     await asyncio.sleep(0.001)
+        assert dispatcher.hedges.hedges == 40
