@@ -62,7 +62,7 @@ class World:
 
     def call(self, deadline: float | None = None) -> Call:
         due = Deadline() if deadline is None else Deadline(NOW + deadline, "deadline", deadline)
-        return Call(ChatRequest(PROMPT, MODEL), MODEL, NOW, due, "key-1", self.upstreams)
+        return Call(ChatRequest(PROMPT, MODEL), MODEL, NOW, due, "key-1", self.upstreams, [], {})
 
 
 def make(

@@ -79,6 +79,11 @@ class AttemptInFlight:
         self._tokens: tuple[int, int] = (0, 0)  # of prompt and answer, as counted or estimated
         self._ended = False
 
+    @property
+    def leader(self) -> Self:
+        """The attempt itself: it stands for no other, as a `HedgedAttempt` does."""
+        return self
+
     # -- entering ------------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:

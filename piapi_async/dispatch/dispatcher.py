@@ -73,14 +73,15 @@ class Dispatcher:
                     yield Restarted(call.interrupted)
                     call.interrupted = None
                 yield first
-                async for chunks in attempt.batches:
-                    if attempt.first_event is None:
-                        attempt.note_first_event()
+                leader = attempt.leader
+                async for chunks in leader.batches:
+                    if leader.first_event is None:
+                        leader.note_first_event()
                     yield chunks
                     del chunks  # else they stay in memory while the next ones are waited for
-                attempt.finish_stream()
-            if attempt.completion is not None:
-                yield attempt.completion
+                leader.finish_stream()
+            if attempt.leader.completion is not None:
+                yield attempt.leader.completion
                 return
 
     def _attempt(self, call: Call) -> AttemptInFlight | HedgedAttempt:

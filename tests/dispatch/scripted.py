@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import selectors
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Self
+import types
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from typing import Any, Self, TypeAlias, TypeVar
 
 import attrs
 
-from piapi_async import ChatCompletion, ChatRequest, Health, Limits, Provider, Retry, Timeout
+from piapi_async import ChatCompletion, ChatRequest, Provider
 from piapi_async.billing import Billing
 from piapi_async.catalog import ModelInfo
 from piapi_async.dispatch import Dispatcher
 from piapi_async.errors import APIError
 from piapi_async.ledger import Books
-from piapi_async.policy import Deadline, timed_out
+from piapi_async.policy import Deadline, Health, Limits, Retry, Timeout, timed_out
+from piapi_async.pool import Transport
 from piapi_async.provider import Endpoint
 from piapi_async.route import Call, Router, Upstream, UpstreamKey
 from piapi_async.wire import Body
 from tests.leaks import PROMPT
 from tests.wires import DONE, WHOLE, completion
+
+T = TypeVar("T")
 
 MODEL = "gpt-4o"
 WORST = 10**9
@@ -56,12 +61,16 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
+Piece: TypeAlias = bytes | float | APIError
+"""What a read gives, waits for, or raises."""
+
+
 @attrs.frozen
 class Answer:
     """How a provider answers one request.
 
     Attributes:
-        pieces: What the reads of the body give, in turn: bytes, seconds to wait, or an error to raise.
+        pieces: What the reads of the body give, in turn: bytes, after so many seconds, or an error.
         status: The HTTP status.
         headers: Of the answer.
         connect: Seconds until the request goes out.
@@ -69,7 +78,7 @@ class Answer:
         error: What is raised instead of an answer.
     """
 
-    pieces: Sequence[bytes | float | APIError] = (completion(),)
+    pieces: Sequence[Piece] = (completion(),)
     status: int = 200
     headers: Mapping[str, str] = attrs.field(factory=dict[str, str])
     connect: float = 0.0
@@ -211,6 +220,97 @@ class ScriptedTransport:
         return exchange
 
 
+# -- interruptions -----------------------------------------------------------------------------------------------------
+
+HOW = ("cancelled", "cancelled as the wait ends", "timed out")
+"""The ways in which a call is interrupted while it waits."""
+
+
+class Interruption:
+    """Interrupts a task at the nth wait, its own ones and those of all tasks that it begins counted together.
+
+    Args:
+        at: Which wait, from 1.
+        how: One of `HOW`.
+    """
+
+    def __init__(self, at: int, how: str) -> None:
+        self.waits = 0
+        self._at = at
+        self._how = how
+        self._strike: Callable[[], object] = lambda: None
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Do the work in a task of its own; None where it was interrupted. All tasks that it began have ended then."""
+        loop = asyncio.get_running_loop()
+        before = asyncio.all_tasks()
+        loop.set_task_factory(self._make_task)
+        try:
+            task = asyncio.create_task(self._timed(work) if self._how == "timed out" else work)
+            if self._how != "timed out":
+                self._strike = task.cancel
+            await asyncio.wait([task])
+        finally:
+            loop.set_task_factory(None)
+        for _ in range(TURNS_TO_END):
+            await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before
+        if task.cancelled() or isinstance(task.exception(), TimeoutError):
+            assert self.waits >= self._at
+            return None
+        return task.result()
+
+    async def _timed(self, work: Coroutine[Any, Any, T]) -> T:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(None) as timeout:
+            self._strike = lambda: timeout.reschedule(loop.time())
+            return await work
+
+    def _make_task(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+        async def counted() -> Any:
+            return await self._count(work)
+
+        return asyncio.Task(counted(), loop=loop, **options)
+
+    @types.coroutine
+    def _count(self, work: Coroutine[Any, Any, Any]) -> Generator[Any, None, Any]:
+        """Pass on what a coroutine waits for, and what comes of it."""
+        thrown: BaseException | None = None
+        while True:
+            try:
+                waited = work.send(None) if thrown is None else work.throw(thrown)
+            except StopIteration as done:
+                return done.value
+            self.waits += 1
+            if self.waits == self._at:
+                if waited is not None and self._how == "cancelled as the wait ends":
+                    waited.add_done_callback(lambda _: self._strike())
+                else:
+                    asyncio.get_running_loop().call_soon(self._strike)
+            thrown = None
+            try:
+                yield waited
+            except BaseException as error:
+                thrown = error
+
+
+TURNS_TO_END = 5
+"""Turns of the loop within which the tasks of a call that was left have ended."""
+
+
+async def interrupt_at_every_wait(work: Callable[[], Coroutine[Any, Any, T]], how: str) -> AsyncIterator[T | None]:
+    """Do the same work again and again, interrupted at its first wait, its second one, …; whole in the end.
+
+    Yields:
+        None after each that was interrupted, and last what the whole one gave.
+    """
+    for at in itertools.count(1):
+        result = await Interruption(at, how).run(work())
+        yield result
+        if result is not None:
+            return
+
+
 # -- a dispatcher ------------------------------------------------------------------------------------------------------
 
 
@@ -234,7 +334,7 @@ class World:
         due = Deadline() if deadline is None else Deadline(now + deadline, "deadline", deadline)
         request = ChatRequest(PROMPT, MODEL, stream=stream, max_tokens=10)
         worst = None if self.books.budget is None else WORST
-        return Call(request, MODEL, now, due, "key-1", self.dispatcher.upstreams, worst, **fields)
+        return Call(request, MODEL, now, due, "key-1", self.dispatcher.upstreams, [], {}, worst, **fields)
 
     async def complete(self, **fields: Any) -> ChatCompletion:
         return await self.dispatcher.complete(self.call(**fields))
@@ -279,17 +379,45 @@ def make(
     stream_usage: bool = False,
 ) -> World:
     """A dispatcher of providers that answer by their scripts; its clock is the running loop's."""
-    rng = random.Random(1)
     providers = [
         Provider(name, f"https://{name}.example", list(keys), prices=prices or {}, stream_usage=stream_usage)
         for name in scripts
     ]
     books = Books(budget)
     transport = ScriptedTransport(scripts)
-    dispatcher = Dispatcher(
-        upstreams=[Upstream.of(provider, limits, retry, health, rng) for provider in providers],
+    dispatcher = assemble(
+        providers,
+        lambda _: transport,
+        books,
+        retry=retry,
+        limits=limits,
+        health=health,
+        timeout=timeout,
+        tokenizer=tokenizer,
+        require_finish_reason=require_finish_reason,
+    )
+    return World(dispatcher, transport, books)
+
+
+def assemble(
+    providers: Sequence[Provider],
+    make_transport: Callable[[Sequence[Endpoint]], Transport],
+    books: Books,
+    *,
+    retry: Retry = Retry(),
+    limits: Limits = Limits(),
+    health: Health = Health(),
+    timeout: Timeout = Timeout(),
+    tokenizer: Callable[[str], int] | None = None,
+    require_finish_reason: bool = False,
+) -> Dispatcher:
+    """A dispatcher of any providers and transport; its clock is the running loop's."""
+    rng = random.Random(1)
+    upstreams = [Upstream.of(provider, limits, retry, health, rng) for provider in providers]
+    return Dispatcher(
+        upstreams=upstreams,
         router=Router(retry, rng),
-        transport=transport,
+        transport=make_transport([key.endpoint for upstream in upstreams for key in upstream.keys]),
         billing=Billing(providers[0], books, tokenizer=tokenizer),
         books=books,
         retry=retry,
@@ -297,4 +425,3 @@ def make(
         require_finish_reason=require_finish_reason,
         clock=asyncio.get_running_loop().time,
     )
-    return World(dispatcher, transport, books)
