@@ -18,8 +18,8 @@ import pytest
 from rich.console import Console
 
 from piapi_async import BatchError, BatchStatus, Client, KeyStatistics
-from piapi_async.batch import BatchQuote
 from piapi_async.__main__ import main
+from piapi_async.batch import BatchQuote
 from piapi_async.cli.batch import (
     Job,
     ProgressLine,

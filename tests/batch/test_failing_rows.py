@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from piapi_async import AuthenticationError, InternalServerError, Limits, Timeout
+from piapi_async import AuthenticationError, Limits, Timeout
 from piapi_async.batch.records import key_of, read_notes
+from piapi_async.errors import InternalServerError
 from piapi_async.testing import Delay, LocalServer, Status
 from tests.batch.checkpoints import inflight
 from tests.batch.runs import check_whole, content_of, echo, exists, prompts, records, run, write
