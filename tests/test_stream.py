@@ -390,6 +390,26 @@ async def test_left_while_a_reader_is_cancelled_too() -> None:
         await closed(client)
 
 
+async def test_cancelled_while_it_leaves_another_task_reading() -> None:
+    async with dialled([*TEXT, Wait()]) as (client, _):
+        readers: list[asyncio.Task[ChatCompletion]] = []
+
+        async def leave() -> None:
+            async with client.stream(PROMPT) as stream:
+                assert await anext(stream) == "Hel"
+                readers.append(asyncio.create_task(stream.completion()))
+                await asyncio.sleep(0.01)
+                asyncio.get_running_loop().call_soon(leaver.cancel)
+
+        leaver = asyncio.create_task(leave())
+        await asyncio.wait([leaver])
+        assert leaver.cancelled()
+        with pytest.raises(APIConnectionError) as caught:
+            await readers[0]
+        assert caught.value.kind == "closed"
+        await closed(client)
+
+
 async def test_two_tasks_cannot_read_at_once() -> None:
     async with dialled([*TEXT, Wait(0.05), Send(b"0\r\n\r\n")]) as (client, _), client.stream(PROMPT) as stream:
         assert await anext(stream) == "Hel"
