@@ -433,7 +433,7 @@ class Client:
             return error.with_traceback(None)
         tokens = dispatcher.billing.tokens(request) if self._counts_tokens else 0
         self._calls += 1
-        return Call(request, name, now, due, f"{self._id}-{self._calls}", upstreams, worst, tokens)
+        return Call(request, name, now, due, f"{self._id}-{self._calls}", upstreams, [], {}, worst, tokens)
 
     def _prepare_quote(
         self, prompt: Prompt | None, messages: Prompt | None, model: str | None, params: ChatParams

@@ -67,6 +67,12 @@ class _Waiter:
     max_pause: float
     outcome: asyncio.Future[_Outcome]
 
+    @property
+    def admitted(self) -> bool:
+        """Whether it has its place."""
+        outcome = self.outcome
+        return outcome.done() and not outcome.cancelled() and outcome.result() == "admitted"
+
     def end(self, outcome: _Outcome) -> None:
         if not self.outcome.done():  # as one that was cancelled is
             self.outcome.set_result(outcome)
@@ -183,9 +189,9 @@ class Gate:
         self._admit()
         try:
             outcome = await waiter.outcome
-        except asyncio.CancelledError:
-            if not waiter.outcome.cancelled() and waiter.outcome.result() == "admitted":
-                self.leave()  # cancelled in the moment between getting the place and taking it
+        except BaseException:
+            if waiter.admitted:  # cancelled in the moment between getting the place and taking it
+                self.leave()
             raise
         finally:
             if timer is not None:

@@ -228,7 +228,7 @@ class Ledger:
 
 def carry_forward(ledger: Ledger, spent: Decimal, unknown: Decimal) -> None:
     """Enter what was spent before this client, in US dollars: for answers, and on unknown bills. Both count."""
-    books = ledger._books  # they are of this module
+    books = ledger._books  # pyright: ignore[reportPrivateUsage]  # both classes are of this module
     row = books.row("earlier", "")
     row.spent += from_dollars(spent)
     row.unknown += from_dollars(unknown)

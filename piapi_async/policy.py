@@ -240,7 +240,7 @@ _REASONING = r"(?i)(.*/)?(o\d|deepseek-r)"
 Timer = Literal["connect", "deadline", "first_event", "pool", "progress", "total"]
 
 
-@attrs.frozen(slots=False)
+@attrs.define
 class Deadline:
     """When a wait ends in `APITimeoutError`.
 

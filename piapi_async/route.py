@@ -98,9 +98,10 @@ class Upstream:
             return None
         best = None
         for key in self.keys:
-            gate = key.gate
-            fits = gate.paused_until - now <= max_pause and key.admits(model, now)
-            if fits and (best is None or gate.load < best.gate.load):
+            breaker = key.breakers.get(model)
+            healthy = breaker is None or breaker.closed or breaker.admits(now)
+            fits = healthy and key.gate.paused_until - now <= max_pause
+            if fits and (best is None or key.gate.load < best.gate.load):
                 best = key
         return best
 
@@ -149,12 +150,12 @@ class Call:
         deadline: When all must be over.
         idempotency_key: The same for every attempt.
         upstreams: The providers that may serve it, in order of preference.
+        attempts: The records of its attempts.
+        failures: By provider, in the order in which they failed last.
         worst: What an attempt may cost at most, in picodollars; None without a budget.
         tokens: What it may use, for `Limits.tokens_per_minute`; 0 where no gate counts tokens.
         restart: Whether a stream that breaks off after its first text begins anew.
         on_send: What the caller wants to be called right before each request.
-        attempts: The records of its attempts.
-        failures: By provider, in the order in which they failed last.
         begun: Attempts begun, without resends after a stale connection.
         sent: Requests handed to the transport, resends and hedges included.
         resent: Whether the one free resend is used up.
@@ -169,12 +170,12 @@ class Call:
     deadline: Deadline
     idempotency_key: str
     upstreams: Sequence[Upstream]
+    attempts: list[Attempt]
+    failures: dict[Upstream, Failure]
     worst: int | None = None
     tokens: int = 0
     restart: bool = False
     on_send: Callable[[], object] | None = None
-    attempts: list[Attempt] = attrs.field(factory=list[Attempt])
-    failures: dict[Upstream, Failure] = attrs.field(factory=dict[Upstream, Failure])
     begun: int = 0
     sent: int = 0
     resent: bool = False
@@ -188,7 +189,7 @@ class Call:
         return [upstream for upstream in self.upstreams if upstream not in self.failures]
 
 
-@attrs.frozen(eq=False, slots=False)
+@attrs.define(eq=False)
 class Route:
     """Where an attempt goes.
 

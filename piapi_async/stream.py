@@ -151,7 +151,7 @@ def _decode(events: SSEDecoder, decoder: ChunkDecoder, data: bytes) -> _Batch:
 # -- what the caller holds ---------------------------------------------------------------------------------------------
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen
 class Restarted:
     """Comes out of `ChatStream.events` where an answer broke off and another one begins: forget the text so far.
 
@@ -179,8 +179,9 @@ class ChatStream:
         self._source = source
         self._restarts = restarts
         self._began: list[ChatCompletionChunk] | Restarted | None = None
-        self._consumer: object | None = None
-        self._tokens: _Items[str] | None = None
+        self._consumed = False
+        self._looped = False  # whether an `async for` over the tokens has begun
+        self._tokens: deque[str] | None = None  # that are ready, once somebody asks for tokens
         self._completion: ChatCompletion | None = None
         self._failure: BaseException | None = None
         self._open = False
@@ -209,19 +210,25 @@ class ChatStream:
             await self._left
         await self._source.aclose()
 
-    def __aiter__(self) -> AsyncIterator[str]:
+    def __aiter__(self) -> Self:
         self._check_no_restarts()
-        if self._tokens is not None and self._tokens.looped:
-            self._check_single_consumer()
-        self._tokens = self._tokens or self._consume(_tokens_of)
-        self._tokens.looped = True
-        return self._tokens
+        if self._tokens is None or self._looped:
+            self._claim()
+            self._tokens = deque()
+        self._looped = True
+        return self
 
     async def __anext__(self) -> str:
-        self._check_no_restarts()
         if self._tokens is None:
-            self._tokens = self._consume(_tokens_of)
-        return await anext(self._tokens)
+            self._check_no_restarts()
+            self._claim()
+            self._tokens = deque()
+        while not self._tokens:
+            batch = await self._pull()
+            if batch is None:
+                raise StopAsyncIteration
+            self._tokens.extend(_tokens_of(batch))
+        return self._tokens.popleft()
 
     def chunks(self) -> AsyncIterator[ChatCompletionChunk]:
         """Iterate over whole chunks instead of tokens: all choices, fragments of calls, usage."""
@@ -253,7 +260,8 @@ class ChatStream:
             return began
         if self._completion is not None:
             return None
-        self._check_open()
+        if not self._open:
+            raise RuntimeError("the stream was left before its end; read it inside its block")
         if self._failure is not None:
             raise RuntimeError(f"the stream has failed before, so there is no whole answer: {self._failure!r}")
         item = await self._read()
@@ -295,16 +303,16 @@ class ChatStream:
         if not self._open and self._completion is None:
             raise RuntimeError("the stream is not open; use it inside `async with client.stream(...) as stream:`")
 
-    def _check_single_consumer(self) -> None:
-        if self._consumer is not None:
+    def _claim(self) -> None:
+        """Become the one consumer."""
+        self._check_open()
+        if self._consumed:
             raise RuntimeError("the stream has a consumer already; keep what you need in the first iteration")
+        self._consumed = True
 
     def _consume(self, select: Select[T]) -> _Items[T]:
-        self._check_open()
-        self._check_single_consumer()
-        items = _Items(self._pull, select)
-        self._consumer = items
-        return items
+        self._claim()
+        return _Items(self._pull, select)
 
 
 Select: TypeAlias = Callable[[list[ChatCompletionChunk] | Restarted], list[T]]
@@ -312,7 +320,7 @@ Select: TypeAlias = Callable[[list[ChatCompletionChunk] | Restarted], list[T]]
 
 
 class _Items(Generic[T]):
-    """An iteration over a stream."""
+    """An iteration over a stream, which does not hold it in turn: a cycle costs a collection."""
 
     def __init__(
         self, pull: Callable[[], Awaitable[list[ChatCompletionChunk] | Restarted | None]], select: Select[T]
@@ -320,7 +328,6 @@ class _Items(Generic[T]):
         self._pull = pull
         self._select = select
         self._ready: deque[T] = deque()
-        self.looped = False  # whether an `async for` has begun
 
     def __aiter__(self) -> Self:
         return self
@@ -337,7 +344,7 @@ class _Items(Generic[T]):
 def _tokens_of(batch: list[ChatCompletionChunk] | Restarted) -> list[str]:
     return [
         choice.delta.content
-        for chunk in _chunks_of(batch)
+        for chunk in ([] if isinstance(batch, Restarted) else batch)
         for choice in chunk.choices
         if choice.index == 0 and choice.delta.content
     ]

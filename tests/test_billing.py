@@ -17,15 +17,18 @@ from piapi_async import (
     ChatRequest,
     Client,
     ConfigurationError,
-    InternalServerError,
     InvalidRequestError,
     Limits,
     Message,
+    PiAPIError,
     Provider,
     Retry,
     Timeout,
 )
+from piapi_async.billing import Billing
 from piapi_async.catalog import ModelInfo
+from piapi_async.errors import InternalServerError, NotFoundError
+from piapi_async.ledger import Books
 from piapi_async.testing import Cut, LocalServer, RawServer, ReadRequest, Repeat, Send, Stall, Status, http_response
 from tests.leaks import KEY, PROMPT
 
@@ -149,7 +152,7 @@ async def test_hedges_are_booked() -> None:
         async with Client(
             KEY, base_url=primary.base_url, model="gpt-4o", backups=backups, retry=Retry(hedge=True)
         ) as client:
-            for _ in range(21):
+            for _ in range(20):  # so many must be known, and of so many one may be hedged
                 await client.complete(PROMPT, max_tokens=10)
             primary.latency = 30
             hedged = await client.complete(PROMPT, max_tokens=10)
@@ -187,6 +190,13 @@ async def test_system_messages_are_folded(server: LocalServer) -> None:
         Client(KEY, system_role="drop")  # type: ignore[arg-type]  # that is the point
 
 
+async def test_system_messages_are_refused_by_default(server: LocalServer) -> None:
+    async with Client(KEY, base_url=server.base_url) as client:
+        with pytest.raises(InvalidRequestError, match=r"'system'.*fold"):
+            await client.complete([Message("system", "Be brief."), Message("user", "Hi!")], model="o1-mini")
+    assert server.requests == []
+
+
 async def test_the_plan(server: LocalServer) -> None:
     server.plan = "free"
     async with Client(KEY, base_url=server.base_url, plan="free") as client:
@@ -213,10 +223,61 @@ async def test_a_near_miss_gets_a_suggestion(server: LocalServer) -> None:
         with pytest.raises(InvalidRequestError, match="did you mean 'gpt-4o-mini'"):
             await client.complete("x", model="gpt-4o-mni")
     async with Client(KEY, base_url=server.base_url) as client:
-        from piapi_async import NotFoundError
-
         with pytest.raises(NotFoundError, match="did you mean 'gpt-4o-mini'"):
             await client.complete("x", model="gpt-4o-mni")
+
+
+async def test_no_suggestion_where_the_name_is_known_or_nothing_is_near() -> None:
+    async with serving(http_response(404, b"{}")) as server:
+        for name, provider in (("gpt-4o", None), ("qqqqqqqq", None), ("gpt-4o-mni", "backup")):
+            backups = [Provider("backup", server.base_url, KEY, models={name: name})] if provider else []
+            base_url = "http://127.0.0.1:9/v1" if provider else server.base_url
+            async with Client(KEY, base_url=base_url, backups=backups, retry=Retry(attempts=2)) as client:
+                with pytest.raises(PiAPIError) as caught:
+                    await client.complete("x", model=name)
+                assert "did you mean" not in str(caught.value)
+
+
+def test_the_tokens_that_a_call_may_use() -> None:
+    billing = Billing(Provider("piapi", "https://one.example", KEY), Books(), tokenizer=len)
+    prompt = "x" * 50
+    assert billing.tokens(ChatRequest(prompt, "gpt-4o")) == 50
+    assert billing.tokens(ChatRequest(prompt, "gpt-4o", max_tokens=10)) == 60
+    assert billing.tokens(ChatRequest(prompt, "gpt-4o", max_tokens=10, n=3)) == 80
+    assert billing.tokens(ChatRequest(prompt, "gpt-4o", max_completion_tokens=7)) == 57
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    called = {"role": "assistant", "content": None, "tool_calls": calls}
+    assert billing.tokens(ChatRequest([called], "gpt-4o")) == len("f {}")
+
+
+# -- a quote ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_quote() -> None:
+    dear = ModelInfo("gpt-4o-mini", "100", "100")
+    backup = Provider("dear", "https://backup.example", KEY, prices={"gpt-4o-mini": dear})
+    mine = {"gpt-4o-mini": ModelInfo("gpt-4o-mini", "1", "1")}
+    prompt = "four words of prompt"  # 6 tokens by the page's rule, 20 bytes
+    found = Client(KEY, model="gpt-4o-mini").quote(prompt, max_tokens=100)
+    assert (found.model, found.tokens) == ("gpt-4o-mini", 6)
+    assert found.least == 6 * Decimal("0.1125e-6")
+    assert found.most == 36 * Decimal("0.1125e-6") + 100 * Decimal("0.45e-6")
+    found = Client(KEY, model="gpt-4o-mini", backups=[backup], tokenizer=len).quote(prompt, max_tokens=100, n=2)
+    assert (found.tokens, found.least) == (20, 20 * Decimal("0.1125e-6"))
+    assert found.most == (36 + 200) * Decimal("100e-6")  # at the dearest provider
+    found = Client(KEY, model="gpt-4o-mini", prices=mine).quote(prompt)
+    assert (found.least, found.most) == (Decimal("6e-6"), None)  # nothing bounds the answer
+    found = Client(KEY, model="unknown").quote(prompt, max_tokens=100)
+    assert (found.least, found.most) == (None, None)
+
+
+def test_a_quote_where_the_plan_sends_it() -> None:
+    prices = {"theirs": ModelInfo("theirs", "10", "10")}
+    backup = Provider("backup", "https://backup.example", KEY, models={"gpt-4o": "theirs"}, prices=prices)
+    found = Client(KEY, model="gpt-4o", plan="free", backups=[backup]).quote("x", max_tokens=1)
+    assert (found.least, found.most) == (2 * Decimal("10e-6"), 18 * Decimal("10e-6"))
+    with pytest.raises(InvalidRequestError, match="plan"):
+        Client(KEY, model="gpt-4o", plan="free").quote("x")
 
 
 # -- the budget ------------------------------------------------------------------------------------------------------
@@ -311,7 +372,7 @@ async def test_a_hedge_that_does_not_fit_is_not_sent() -> None:
             retry=Retry(hedge=True),
             budget="0.01",
         ) as client:
-            for _ in range(21):
+            for _ in range(20):  # so many must be known, and of so many one may be hedged
                 await client.complete("x", max_tokens=1)
             primary.latency = 0.05
             assert (await client.complete("x", max_tokens=1000)).provider == "piapi"
@@ -355,12 +416,12 @@ async def test_K16_unknown_bill_keeps_its_reservation(server: LocalServer) -> No
 
 @pytest.mark.parametrize("seed", range(5))
 async def test_K17_two_race_for_the_last_of_the_budget(server: LocalServer, seed: int) -> None:
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     worst = 17 * Decimal("0.1125e-6") + 100 * Decimal("0.45e-6")
     async with Client(KEY, base_url=server.base_url, model="gpt-4o-mini", budget=worst * 3 / 2) as client:
 
         async def caller() -> bool:
-            await asyncio.sleep(dice.uniform(0, 0.001))
+            await asyncio.sleep(rng.uniform(0, 0.001))
             try:
                 await client.complete("x", max_tokens=100)
             except BudgetExceededError:
@@ -379,8 +440,9 @@ async def test_K19_a_call_without_a_price(server: LocalServer) -> None:
         assert server.requests == []
     async with Client(KEY, base_url=server.base_url) as client:
         assert (await client.complete("x", model="gpt-3.5-turbo")).cost is None
-        cast("list[Any]", server.faults).append(Status(504))
-        assert (await client.complete(ChatRequest("x", "gpt-3.5-turbo"))).cost is None
+        server.faults = [Status(504)]
+        again = await client.complete(ChatRequest("x", "gpt-3.5-turbo"))
+        assert ([attempt.status for attempt in again.attempts], again.cost) == ([504, 200], None)
         assert client.ledger.unknown == 0  # nothing is known of it
 
 

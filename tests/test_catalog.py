@@ -107,6 +107,11 @@ def test_suggest_knows_the_prices_of_the_caller() -> None:
     assert catalog.suggest("mime", {"mine": MINE}) == "mine"
 
 
+def test_a_name_that_ends_in_a_star_is_a_pattern() -> None:
+    assert [name for name, info in CATALOG.items() if info.is_pattern] == ["gpt-4-gizmo-*"]
+    assert not MINE.is_pattern
+
+
 # --- cost ---
 
 
@@ -136,6 +141,19 @@ def test_cost_is_what_decimals_say(model: str, prompt: int, completion: int) -> 
         expected = max(used, info.minimum_charge)
     with decimal.localcontext(prec=3):  # a caller's own context must not round
         assert catalog.to_dollars(catalog.cost(info, prompt, completion)) == expected
+
+
+@pytest.mark.parametrize(
+    ("dollars", "picodollars"), [("0", 0), ("5", 5 * 10**12), ("0.0000001125", 112_500), ("1e-12", 1), ("1.9e-12", 1)]
+)
+def test_dollars_become_whole_picodollars(dollars: str, picodollars: int) -> None:
+    assert catalog.from_dollars(Decimal(dollars)) == picodollars
+
+
+@given(st.integers(0, 10**30))
+def test_property_dollars_and_back(picodollars: int) -> None:
+    with decimal.localcontext(prec=3):  # a caller's own context must not round
+        assert catalog.from_dollars(catalog.to_dollars(picodollars)) == picodollars
 
 
 @pytest.mark.parametrize(("prompt", "completion"), [(-1, 0), (0, -1), (-5, 10)])

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piapi_async import APITimeoutError, Limits
-from piapi_async.gate import Gate
-from piapi_async.policy import NEVER, Due
+from piapi_async import APIConnectionError, APITimeoutError, Limits
+from piapi_async.gate import BURST, Gate
+from piapi_async.policy import NEVER, Deadline, Timer
 
 pytestmark = pytest.mark.anyio
 
@@ -31,19 +31,19 @@ class Clock:
         return self.now
 
 
-class Dice(random.Random):
-    """Dice without chance."""
+class NoChance(random.Random):
+    """Always the lowest."""
 
     def uniform(self, a: float, b: float) -> float:
         return a
 
 
 def make_gate(clock: Clock | None = None, **limits: Any) -> Gate:
-    return Gate("piapi", Limits(**limits), Dice(), clock or Clock())
+    return Gate("piapi", Limits(**limits), NoChance(), clock or Clock())
 
 
-def in_ms(milliseconds: float, kind: str = "pool") -> Due:
-    return Due().after(anyio.current_time(), kind, milliseconds / 1000)
+def in_ms(milliseconds: float, timer: Timer = "pool") -> Deadline:
+    return Deadline().or_within(anyio.current_time(), timer, milliseconds / 1000)
 
 
 async def settle() -> None:
@@ -74,11 +74,11 @@ async def test_first_come_first_served(width: int) -> None:
 
     async def call(number: int) -> None:
         nonlocal most
-        assert await gate.acquire(Due())
+        assert await gate.enter(Deadline())
         order.append(number)
         most = max(most, gate.in_flight)
         await anyio.lowlevel.checkpoint()
-        gate.release()
+        gate.leave()
 
     async with anyio.create_task_group() as group:
         for number in range(30):
@@ -90,7 +90,7 @@ async def test_first_come_first_served(width: int) -> None:
 
 async def test_a_free_place_is_taken_without_waiting() -> None:
     gate = Gate("piapi", Limits(2))
-    coming = gate.acquire(Due())
+    coming = gate.enter(Deadline())
     with pytest.raises(StopIteration) as done:
         coming.send(None)
     assert done.value.value is True
@@ -99,52 +99,52 @@ async def test_a_free_place_is_taken_without_waiting() -> None:
 
 async def test_who_comes_later_does_not_overtake() -> None:
     gate = Gate("piapi", Limits(1))
-    await gate.acquire(Due())
-    first = await started(gate.acquire(Due()))
-    gate.release()  # a place is free now, but it is the first's
-    late = asyncio.ensure_future(gate.acquire(Due()))
+    await gate.enter(Deadline())
+    first = await started(gate.enter(Deadline()))
+    gate.leave()  # a place is free now, but it is the first's
+    late = asyncio.ensure_future(gate.enter(Deadline()))
     await first
     await settle()
     assert not late.done()
     assert (gate.in_flight, gate.queued) == (1, 1)
-    gate.release()
+    gate.leave()
     await late
-    gate.release()
+    gate.leave()
     assert_empty(gate)
 
 
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["pool", "deadline"])
-async def test_a_wait_that_is_too_long(kind: str) -> None:
+@pytest.mark.parametrize("timer", ["pool", "deadline"])
+async def test_a_wait_that_is_too_long(timer: Timer) -> None:
     gate = Gate("piapi", Limits(1))
-    await gate.acquire(Due())
+    await gate.enter(Deadline())
     with pytest.raises(APITimeoutError, match="piapi") as raised:
-        await gate.acquire(in_ms(5, kind))
-    assert (raised.value.kind, raised.value.maybe_billed) == (kind, False)
+        await gate.enter(in_ms(5, timer))
+    assert (raised.value.kind, raised.value.maybe_billed) == (timer, False)
     assert raised.value.__context__ is None
     assert (gate.in_flight, gate.queued) == (1, 0)
 
 
 async def test_a_moment_that_has_passed() -> None:
     gate = Gate("piapi", Limits(1))
-    assert await gate.acquire(in_ms(-5))  # a free place costs no time
+    assert await gate.enter(in_ms(-5))  # a free place costs no time
     with pytest.raises(APITimeoutError):
-        await gate.acquire(in_ms(-5))
+        await gate.enter(in_ms(-5))
     assert (gate.in_flight, gate.queued) == (1, 0)
 
 
 async def test_the_first_gives_up_and_the_second_goes_on() -> None:
     gate = Gate("piapi", Limits(1))
-    await gate.acquire(Due())
-    first = await started(gate.acquire(in_ms(5)))
-    second = await started(gate.acquire(Due()))
+    await gate.enter(Deadline())
+    first = await started(gate.enter(in_ms(5)))
+    second = await started(gate.enter(Deadline()))
     with pytest.raises(APITimeoutError):
         await first
-    gate.release()
+    gate.leave()
     assert await second
-    gate.release()
+    gate.leave()
     assert_empty(gate)
 
 
@@ -154,16 +154,16 @@ async def test_the_first_gives_up_and_the_second_goes_on() -> None:
 @pytest.mark.parametrize("position", range(5))
 async def test_a_waiter_that_is_cancelled_leaves_the_queue(position: int) -> None:
     gate = Gate("piapi", Limits(1))
-    await gate.acquire(Due())
-    waiters = [await started(gate.acquire(Due())) for _ in range(5)]
+    await gate.enter(Deadline())
+    waiters = [await started(gate.enter(Deadline())) for _ in range(5)]
     waiters[position].cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiters[position]
     assert (gate.in_flight, gate.queued) == (1, 4)
     for waiter in waiters[:position] + waiters[position + 1 :]:
-        gate.release()
+        gate.leave()
         assert await waiter
-    gate.release()
+    gate.leave()
     assert_empty(gate)
 
 
@@ -171,38 +171,38 @@ async def test_a_waiter_that_is_cancelled_leaves_the_queue(position: int) -> Non
 async def test_a_place_that_comes_with_the_cancel_is_not_lost(steps: int) -> None:
     """The first is cancelled just after its turn came: it has the place and gives it back, or the second has it."""
     gate = Gate("piapi", Limits(1))
-    await gate.acquire(Due())
+    await gate.enter(Deadline())
 
     async def call() -> None:
-        await gate.acquire(Due())
+        await gate.enter(Deadline())
         try:
             await anyio.sleep_forever()
         finally:
-            gate.release()
+            gate.leave()
 
     first = await started(call())
-    second = await started(gate.acquire(Due()))
-    gate.release()
+    second = await started(gate.enter(Deadline()))
+    gate.leave()
     for _ in range(steps):
         await anyio.lowlevel.checkpoint()
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
     assert await second
-    gate.release()
+    gate.leave()
     assert_empty(gate)
 
 
 async def test_everybody_is_cancelled() -> None:
     gate = Gate("piapi", Limits(1))
-    await gate.acquire(Due())
+    await gate.enter(Deadline())
     with anyio.move_on_after(0.005):
         async with anyio.create_task_group() as group:
             for _ in range(20):
-                group.start_soon(gate.acquire, Due())
-    gate.release()
+                group.start_soon(gate.enter, Deadline())
+    gate.leave()
     assert_empty(gate)
-    assert await gate.acquire(Due())
+    assert await gate.enter(Deadline())
 
 
 @given(
@@ -216,12 +216,12 @@ def test_property_no_place_is_lost(steps: list[tuple[str, int]], width: int) -> 
         tasks: list[asyncio.Task[None]] = []
 
         async def call(end: asyncio.Event) -> None:
-            assert await gate.acquire(Due())
+            assert await gate.enter(Deadline())
             try:
                 assert gate.in_flight <= width
                 await end.wait()
             finally:
-                gate.release()
+                gate.leave()
 
         for what, which in steps:
             if what == "call":
@@ -248,14 +248,14 @@ async def take_at_the_earliest(gate: Gate, clock: Clock, tokens: float, seconds:
     """Take a place whenever one opens, and give it back at once; the moments."""
     start = clock.now
     moments: list[float] = []
-    while (at := gate.opens(tokens, clock.now)) <= start + seconds:
+    while (at := gate.opens_at(tokens, clock.now)) <= start + seconds:
         assert at < NEVER
         clock.now = max(clock.now, at)
-        if gate.opens(tokens, clock.now) > clock.now:
+        if gate.opens_at(tokens, clock.now) > clock.now:
             continue
-        assert await gate.acquire(Due(), tokens)
+        assert await gate.enter(Deadline(), tokens)
         moments.append(clock.now)
-        gate.release()
+        gate.leave()
     return moments
 
 
@@ -286,40 +286,40 @@ async def test_no_minute_holds_more_tokens(per_minute: float, tokens: float) -> 
 async def test_a_request_larger_than_the_bucket_passes_when_it_is_full_and_is_owed() -> None:
     clock = Clock()
     gate = make_gate(clock, tokens_per_minute=600)
-    assert gate.opens(10_000, clock.now) == clock.now
-    assert await gate.acquire(Due(), 10_000)
-    gate.release()
-    assert gate.opens(1, clock.now) > clock.now + 10_000 / 600 * 60
+    assert gate.opens_at(10_000, clock.now) == clock.now
+    assert await gate.enter(Deadline(), 10_000)
+    gate.leave()
+    assert gate.opens_at(1, clock.now) > clock.now + 10_000 / 600 * 60
 
 
 async def test_what_was_not_used_is_given_back() -> None:
     clock = Clock()
     gate = make_gate(clock, tokens_per_minute=600)
-    await gate.acquire(Due(), 60)
-    assert gate.opens(60, clock.now) > clock.now
-    gate.settle(60, 0)
-    assert gate.opens(60, clock.now) == clock.now
-    gate.settle(0, 60)
-    assert gate.opens(60, clock.now) > clock.now
-    gate.settle(0, -(10**9))  # no more than the bucket holds
-    assert gate.opens(60, clock.now) == clock.now
-    await gate.acquire(Due(), 60)
-    assert gate.opens(1, clock.now) > clock.now
+    await gate.enter(Deadline(), 60)
+    assert gate.opens_at(60, clock.now) > clock.now
+    gate.correct_tokens(60, 0)
+    assert gate.opens_at(60, clock.now) == clock.now
+    gate.correct_tokens(0, 60)
+    assert gate.opens_at(60, clock.now) > clock.now
+    gate.correct_tokens(0, -(10**9))  # no more than the bucket holds
+    assert gate.opens_at(60, clock.now) == clock.now
+    await gate.enter(Deadline(), 60)
+    assert gate.opens_at(1, clock.now) > clock.now
 
 
 async def test_settling_without_a_limit() -> None:
     gate = make_gate()
-    gate.settle(100, 5)
+    gate.correct_tokens(100, 5)
     assert not gate.counts_tokens
-    assert gate.opens(10**9, 1000.0) == 1000.0
+    assert gate.opens_at(10**9, 1000.0) == 1000.0
 
 
 async def test_what_is_given_back_wakes_the_first() -> None:
     gate = Gate("piapi", Limits(tokens_per_minute=60))
-    await gate.acquire(Due(), 6)
-    waiting = await started(gate.acquire(Due(), 6))
+    await gate.enter(Deadline(), 6)
+    waiting = await started(gate.enter(Deadline(), 6))
     assert not waiting.done()
-    gate.settle(6, 0)
+    gate.correct_tokens(6, 0)
     assert await waiting
     assert gate.in_flight == 2
 
@@ -328,8 +328,8 @@ async def test_the_minutes_limit_is_waited_for() -> None:
     gate = Gate("piapi", Limits(requests_per_minute=60_000))
     began = anyio.current_time()
     for _ in range(6_010):
-        assert await gate.acquire(Due())
-        gate.release()
+        assert await gate.enter(Deadline())
+        gate.leave()
     assert anyio.current_time() - began >= 10 / 900 * 0.9
 
 
@@ -342,14 +342,14 @@ async def test_nobody_passes_in_a_pause() -> None:
     assert gate.pause_left(clock.now) == 0
     gate.pause(5)
     assert gate.pause_left(clock.now) == 5
-    assert gate.opens(0, clock.now) == clock.now + 5
+    assert gate.opens_at(0, clock.now) == clock.now + 5
     gate.pause(2)  # a longer pause stands
     assert gate.pause_left(clock.now) == 5
     gate.pause(900, most=300)
     assert gate.pause_left(clock.now) == 300
     clock.now += 300
     assert gate.pause_left(clock.now) == 0
-    assert gate.opens(0, clock.now) == clock.now
+    assert gate.opens_at(0, clock.now) == clock.now
     clock.now += 1000
     assert gate.pause_left(clock.now) == 0
 
@@ -371,30 +371,30 @@ async def test_a_pause_is_waited_for() -> None:
     gate = Gate("piapi", Limits())
     gate.pause(0.01)
     began = anyio.current_time()
-    assert await gate.acquire(Due())
+    assert await gate.enter(Deadline())
     assert anyio.current_time() - began >= 0.01
 
 
-@pytest.mark.parametrize("patience", [0, 1, 4.9])
-async def test_a_pause_that_is_not_worth_the_wait(patience: float) -> None:
+@pytest.mark.parametrize("max_pause", [0, 1, 4.9])
+async def test_a_pause_that_is_not_worth_the_wait(max_pause: float) -> None:
     clock = Clock()
     gate = make_gate(clock)
     gate.pause(5)
-    assert not await gate.acquire(Due(), patience=patience)
+    assert not await gate.enter(Deadline(), max_pause=max_pause)
     assert_empty(gate)
 
 
 async def test_a_pause_that_comes_while_waiting() -> None:
     """All look at it anew: the one with patience stays, the other goes."""
     gate = Gate("piapi", Limits(1))
-    await gate.acquire(Due())
-    patient = await started(gate.acquire(Due(), patience=1))
-    hasty = await started(gate.acquire(Due(), patience=0.001))
+    await gate.enter(Deadline())
+    patient = await started(gate.enter(Deadline(), max_pause=1))
+    hasty = await started(gate.enter(Deadline(), max_pause=0.001))
     gate.pause(0.02)
     assert not await hasty
-    gate.release()
+    gate.leave()
     assert await patient
-    gate.release()
+    gate.leave()
     assert_empty(gate)
 
 
@@ -402,20 +402,20 @@ async def test_after_a_pause_the_width_grows_from_one() -> None:
     clock = Clock()
     gate = make_gate(clock, concurrency=10, ramp=2)
     for _ in range(3):
-        await gate.acquire(Due())
+        await gate.enter(Deadline())
     gate.pause(5)
     clock.now += 5
-    assert gate.opens(0, clock.now) == pytest.approx(clock.now + 2 * 3 / 10)
+    assert gate.opens_at(0, clock.now) == pytest.approx(clock.now + 2 * 3 / 10)
     for _ in range(3):
-        gate.release()
-    await gate.acquire(Due())
-    assert gate.opens(0, clock.now) == pytest.approx(clock.now + 0.2)
+        gate.leave()
+    await gate.enter(Deadline())
+    assert gate.opens_at(0, clock.now) == pytest.approx(clock.now + 0.2)
     clock.now += 0.21
-    assert gate.opens(0, clock.now) == clock.now
+    assert gate.opens_at(0, clock.now) == clock.now
     clock.now += 2
     for _ in range(9):
-        assert await gate.acquire(Due())
-    assert gate.opens(0, clock.now) == NEVER
+        assert await gate.enter(Deadline())
+    assert gate.opens_at(0, clock.now) == NEVER
 
 
 # -- 429 ---------------------------------------------------------------------------------------------------------------
@@ -424,60 +424,212 @@ async def test_after_a_pause_the_width_grows_from_one() -> None:
 async def test_a_429_narrows_and_good_answers_widen() -> None:
     clock = Clock()
     gate = make_gate(clock, concurrency=10)
-    gate.throttled(1)
+    gate.throttle(1)
     assert (gate.bound, gate.pause_left(clock.now)) == (7, 1)
-    gate.throttled(3)  # once a second at most; its pause counts all the same
+    gate.throttle(3)  # once a second at most; its pause counts all the same
     assert (gate.bound, gate.pause_left(clock.now)) == (7, 3)
     clock.now += 1
-    gate.throttled(0)
+    gate.throttle(0)
     assert gate.bound == 4
     for _ in range(10):
         clock.now += 1
-        gate.throttled(0)
+        gate.throttle(0)
     assert gate.bound == 1
-    gate.good()
+    gate.widen()
     assert gate.bound == 2
-    gate.good()
+    gate.widen()
     assert gate.bound == 2
-    gate.good()
+    gate.widen()
     assert gate.bound == 3
     for _ in range(1000):
-        gate.good()
+        gate.widen()
     assert gate.bound == 10
 
 
 async def test_a_429_begins_the_count_of_good_answers_anew() -> None:
     clock = Clock()
-    gate = make_gate(clock, concurrency=10, throttle=0.2)
-    gate.throttled(0)
-    gate.good()
-    gate.throttled(0)
-    gate.good()
+    gate = make_gate(clock, concurrency=10, decrease=0.2)
+    gate.throttle(0)
+    gate.widen()
+    gate.throttle(0)
+    gate.widen()
     assert gate.bound == 2
-    gate.good()
+    gate.widen()
     assert gate.bound == 3
 
 
 async def test_a_narrower_gate_lets_those_inside_finish() -> None:
     clock = Clock()
-    gate = make_gate(clock, concurrency=4, throttle=0.5, ramp=0)
+    gate = make_gate(clock, concurrency=4, decrease=0.5, ramp=0)
     for _ in range(4):
-        await gate.acquire(Due())
-    gate.throttled(0)
+        await gate.enter(Deadline())
+    gate.throttle(0)
     assert gate.bound == 2
-    gate.release()
-    gate.release()
-    assert gate.opens(0, clock.now) == NEVER
-    gate.release()
-    assert gate.opens(0, clock.now) == clock.now
+    gate.leave()
+    gate.leave()
+    assert gate.opens_at(0, clock.now) == NEVER
+    gate.leave()
+    assert gate.opens_at(0, clock.now) == clock.now
 
 
 async def test_a_wider_gate_wakes_the_first() -> None:
     clock = Clock()
-    gate = make_gate(clock, concurrency=2, throttle=0.5, ramp=0)
-    gate.throttled(0)
-    await gate.acquire(Due())
-    waiting = await started(gate.acquire(Due()))
+    gate = make_gate(clock, concurrency=2, decrease=0.5, ramp=0)
+    gate.throttle(0)
+    await gate.enter(Deadline())
+    waiting = await started(gate.enter(Deadline()))
     assert not waiting.done()
-    gate.good()
+    gate.widen()
     assert await waiting
+
+
+# -- bursts ------------------------------------------------------------------------------------------------------------
+
+
+async def passes_by_turn(gate: Gate, callers: int) -> list[int]:
+    """In which turn of the event loop each of so many callers, who come at once, passes; in the order they came."""
+    loop = asyncio.get_running_loop()
+    turn = 0
+    turns: list[int] = []
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        if len(turns) < callers:
+            loop.call_soon(count)
+
+    async def call() -> None:
+        assert await gate.enter(Deadline())
+        turns.append(turn)
+
+    loop.call_soon(count)
+    await asyncio.gather(*(call() for _ in range(callers)))
+    return turns
+
+
+async def test_a_burst_is_spread_over_the_turns_of_the_loop() -> None:
+    gate = Gate("piapi", Limits(concurrency=10 * BURST))
+    turns = await passes_by_turn(gate, 3 * BURST + 1)
+    assert turns == sorted(turns)  # first come, first served
+    sizes = [turns.count(turn) for turn in sorted(set(turns))]
+    assert sizes == [BURST, BURST, BURST, 1]
+    assert turns[-1] - turns[0] <= 8  # and nobody waits for a timer
+    assert gate.in_flight == 3 * BURST + 1
+
+
+async def test_a_gate_that_is_no_wider_needs_no_spreading() -> None:
+    gate = Gate("piapi", Limits(concurrency=BURST))
+    assert set(await passes_by_turn(gate, BURST)) == {1}
+
+
+async def test_who_needs_no_wait_counts_as_part_of_a_burst() -> None:
+    gate = Gate("piapi", Limits(concurrency=10 * BURST))
+    now = anyio.current_time()
+    assert [gate.try_enter(0, now) for _ in range(BURST + 1)] == [True] * BURST + [False]
+    await asyncio.sleep(0)
+    assert gate.try_enter(0, now)
+
+
+async def test_a_place_in_a_burst_that_comes_with_the_cancel_is_not_lost() -> None:
+    """All are admitted by the turn of the loop in which they are cancelled; none of them runs before that."""
+    gate = Gate("piapi", Limits(concurrency=10 * BURST))
+    calls = [asyncio.ensure_future(gate.enter(Deadline())) for _ in range(BURST + 5)]
+    await asyncio.sleep(0)
+    late = calls[BURST:]
+    assert gate.queued == 5
+    while gate.queued:
+        await asyncio.sleep(0)
+    assert gate.in_flight == BURST + 5
+    assert not any(task.done() for task in late)  # they have their places, and do not know it yet
+    for task in late:
+        task.cancel()
+    await asyncio.wait(late)
+    assert all(task.cancelled() for task in late)
+    assert gate.in_flight == BURST
+
+
+async def test_a_caller_that_is_thrown_away_gives_its_place_back() -> None:
+    """As a task does whose loop has ended: its coroutine is closed without a cancellation."""
+    gate = Gate("piapi", Limits(1))
+    await gate.enter(Deadline())
+    waiting, admitted = gate.enter(Deadline()), gate.enter(Deadline())
+    for coroutine in (waiting, admitted):
+        coroutine.send(None)
+    waiting.close()
+    assert (gate.in_flight, gate.queued) == (1, 1)
+    gate.leave()
+    assert (gate.in_flight, gate.queued) == (1, 0)
+    admitted.close()
+    assert_empty(gate)
+
+
+# -- closing -----------------------------------------------------------------------------------------------------------
+
+
+async def test_those_that_wait_are_sent_away_when_the_client_closes() -> None:
+    gate = Gate("piapi", Limits(1))
+    await gate.enter(Deadline())
+    waiters = [await started(gate.enter(Deadline())) for _ in range(3)]
+    gate.close()
+    for waiter in waiters:
+        with pytest.raises(APIConnectionError, match="piapi") as raised:
+            await waiter
+        assert (raised.value.kind, raised.value.maybe_billed) == ("closed", False)
+    assert (gate.in_flight, gate.queued) == (1, 0)
+
+
+def test_a_closed_gate_opens_again_on_another_loop() -> None:
+    gate = Gate("piapi", Limits(concurrency=2 * BURST, requests_per_minute=10 * 60_000))
+
+    async def use() -> None:
+        gate.pause(0.005)
+        waiter = await started(gate.enter(Deadline()))  # with a timer, that ends its pause
+        gate.close()
+        with pytest.raises(APIConnectionError):
+            await waiter
+        await asyncio.sleep(0.01)
+        for _ in range(BURST):
+            assert await gate.enter(in_ms(1000))
+            gate.leave()
+        gate.close()
+
+    for _ in range(2):
+        asyncio.run(use())
+    assert_empty(gate)
+
+
+async def test_what_ends_at_once_is_not_admitted() -> None:
+    """A place is given back while the first in the queue has been cancelled, but has not run since."""
+    gate = Gate("piapi", Limits(1))
+    await gate.enter(Deadline())
+    first, second = [await started(gate.enter(Deadline())) for _ in range(2)]
+    first.cancel()
+    gate.leave()
+    assert await second
+    assert first.cancelled()
+    gate.leave()
+    assert_empty(gate)
+
+
+async def test_those_who_leave_at_the_same_moment_are_not_told_twice() -> None:
+    gate = Gate("piapi", Limits(1))
+    await gate.enter(Deadline())
+    for happen in (gate.close, lambda: gate.pause(60)):
+        waiter = await started(gate.enter(Deadline(), max_pause=1))
+        waiter.cancel()
+        happen()
+        with pytest.raises(asyncio.CancelledError):
+            await waiter
+    assert (gate.in_flight, gate.queued) == (1, 0)
+
+
+def test_load_counts_those_that_wait() -> None:
+    async def run() -> None:
+        gate = Gate("piapi", Limits(1))
+        assert gate.load == 0
+        await gate.enter(Deadline())
+        await started(gate.enter(Deadline()))
+        assert gate.load == 2
+        gate.close()
+
+    asyncio.run(run())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from piapi_async import ConfigurationError, Limits, Provider
 from piapi_async.errors import Secret
-from piapi_async.provider import check_base_url, check_headers, check_keys, read_keys
+from piapi_async.provider import check_base_url, check_headers, check_keys, check_proxy, read_keys
 
 KEY = "canary-0123456789-key"
 URL = "https://api.example.com/v1"
@@ -227,8 +227,8 @@ def test_model_names() -> None:
     models = {"gpt-4o": "openai/gpt-4o"}
     backup = provider(models=models)
     models["gpt-4o"] = "changed"
-    assert backup.model("gpt-4o") == "openai/gpt-4o"
-    assert backup.model("gpt-4o-mini") == "gpt-4o-mini"
+    assert backup.name_of("gpt-4o") == "openai/gpt-4o"
+    assert backup.name_of("gpt-4o-mini") == "gpt-4o-mini"
 
 
 @pytest.mark.parametrize("models", [{"a": ""}, {"a": None}, {5: "a"}, {"a": b"b"}])
@@ -293,3 +293,58 @@ def test_hosts_that_can_be_none(host: str) -> None:
 )
 def test_hosts_that_can_be_one(host: str) -> None:
     assert check_base_url(f"https://{host}:8443/v1") == f"https://{host}:8443/v1"
+
+
+def test_each_key_has_an_endpoint() -> None:
+    backup = provider(api_key=[KEY, "another"], headers={"X-Team": "blue"})
+    endpoints = backup.endpoints()
+    assert [(each.secret, each.provider) for each in endpoints] == [
+        (Secret(KEY), "backup"),
+        (Secret("another"), "backup"),
+    ]
+    assert {each.url for each in endpoints} == {f"{URL}/chat/completions"}
+    assert all(each.headers == {"X-Team": "blue"} for each in endpoints)
+    assert KEY not in repr(endpoints)
+
+
+# -- proxies -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://proxy.example:3128",
+        "https://proxy.example",
+        "http://user:pw@proxy.example:3128",
+        "http://10.0.0.1:3128",
+        "http://[::1]:3128",
+    ],
+)
+def test_good_proxies(proxy: str) -> None:
+    assert check_proxy(proxy) == proxy
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "",
+        "proxy.example:3128",
+        "socks5://canary@proxy.example",
+        "http://",
+        "http://canary:pw@",
+        "http://-canary.example",
+        "http://proxy.example:0",
+        "http://proxy.example:canary",
+        "http://[::canary",
+        "http://proxy.example/can ary",
+        "http://proxy.example/canary\x00",
+        b"http://canary.example",
+        None,
+        5,
+    ],
+)
+def test_what_is_no_proxy(proxy: object) -> None:
+    with pytest.raises(ConfigurationError, match="proxy: it is not the URL of an HTTP proxy; pass one like") as raised:
+        check_proxy(proxy)
+    assert "canary" not in str(raised.value)
+    assert raised.value.__context__ is None

@@ -23,8 +23,8 @@ def test_every_block_is_run_here_or_by_the_continuous_integration() -> None:
     commands = [text.strip() for language, text in BLOCKS if language == "sh"]
     form = "python3 -m venv .venv && .venv/bin/pip install -e '.[{}]' && .venv/bin/{}"
     assert commands[:2] == [form.format("cli", "piapi-async demo"), form.format("test", "pytest")]
-    assert len(commands) == 3  # the third one is run here
-    assert {language for language, _ in BLOCKS} == {"sh", "python"}
+    assert len(commands) == 3  # the third one is run here; `console` shows what those who work on it type
+    assert {language for language, _ in BLOCKS} == {"console", "python", "sh"}
 
 
 async def run(command: list[str], server: LocalServer, folder: Path) -> tuple[str, str]:

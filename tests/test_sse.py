@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from piapi_async import ServerSentEvent, SSEDecoder, StreamTooLargeError
+from piapi_async import ServerSentEvent, SSEDecoder
+from piapi_async.errors import StreamTooLargeError
 
 MIB = 1 << 20
 
@@ -325,14 +326,14 @@ def test_property_utf8(data: bytes) -> None:
 
 
 def until_too_large(pieces: Iterable[bytes], cap: int) -> tuple[list[ServerSentEvent], bool]:
-    """The events before the cap, those of the error included, and whether it was passed."""
+    """The events before the cap, and whether it was passed."""
     decoder = SSEDecoder(cap)
     events: list[ServerSentEvent] = []
     try:
         for piece in pieces:
-            events += decoder.feed(piece)
-    except StreamTooLargeError as error:
-        return [*events, *error.events], True
+            decoder.feed_into(piece, events)
+    except StreamTooLargeError:
+        return events, True
     return events, False
 
 
@@ -384,10 +385,17 @@ def test_events_before_the_one_too_large_are_kept() -> None:
     data = b"data: one\n\nid: 7\ndata: two\n\ndata: " + b"x" * 11 + b"\n\ndata: four\n\n"
     for pieces in every_cutting(data):
         assert until_too_large(pieces, 10) == ([E("one"), E("two", id="7")], True)
-    with pytest.raises(StreamTooLargeError, match="larger than 10 bytes") as raised:
+    with pytest.raises(StreamTooLargeError, match="larger than 10 bytes; raise max_event_bytes") as raised:
         SSEDecoder(10).feed(data)
-    assert raised.value.events == (E("one"), E("two", id="7"))
     assert raised.value.__context__ is None
+
+
+@given(data=STREAMS, cuts=CUTS)
+def test_property_events_are_added_to_a_list(data: bytes, cuts: list[int]) -> None:
+    decoder, events = SSEDecoder(), [E("before")]
+    for piece in cut_within(data, cuts):
+        decoder.feed_into(piece, events)
+    assert events == [E("before"), *oracle(data).events]
 
 
 def test_events_before_the_one_too_large_in_a_large_chunk() -> None:
@@ -396,10 +404,11 @@ def test_events_before_the_one_too_large_in_a_large_chunk() -> None:
     assert (len(events), refused) == (20_000, True)
 
 
-def test_the_default_cap_is_a_mebibyte() -> None:
-    assert len(decode([b"data: " + b"x" * MIB + b"\n\n"]).events[0].data) == MIB
-    with pytest.raises(StreamTooLargeError):
-        SSEDecoder().feed(b"data: " + b"x" * (MIB + 1))
+def test_the_default_cap_is_16_mebibytes() -> None:
+    (event,) = SSEDecoder().feed(b"data: " + b"x" * (16 * MIB) + b"\n\n")
+    assert len(event.data) == 16 * MIB
+    with pytest.raises(StreamTooLargeError, match="larger than 16777216 bytes"):
+        SSEDecoder().feed(b"data: " + b"x" * (16 * MIB + 1))
 
 
 def test_a_cap_must_be_a_size() -> None:

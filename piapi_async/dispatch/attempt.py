@@ -50,6 +50,7 @@ class AttemptInFlight:
         upstream: The provider, once it is entered.
         key: Which of its keys.
         first_event: Seconds from its begin to the first event of a stream, once that came.
+        completion: The whole answer, once it is there; leaving fills in what it cost and how it was got.
 
     Args:
         dispatcher: Who carries it out.
@@ -58,13 +59,13 @@ class AttemptInFlight:
 
     upstream: Upstream
     key: UpstreamKey
+    _breaker: Breaker
 
     def __init__(self, dispatcher: Dispatcher, call: Call) -> None:
         self.call = call
         self.first_event: float | None = None
         self._dispatcher = dispatcher
         self._reserved: int | None = None
-        self._breaker: Breaker | None = None
         self._began = 0.0
         self._probe = False  # whether the breaker waits to be told how it ended
         self._proved = False  # whether a probe's first event has told the breaker already
@@ -74,25 +75,32 @@ class AttemptInFlight:
         self._request_id: str | None = None
         self._builder: AnswerBuilder | None = None
         self._batches: AsyncGenerator[list[ChatCompletionChunk], None] | None = None
-        self._completion: ChatCompletion | None = None
+        self.completion: ChatCompletion | None = None
         self._tokens: tuple[int, int] = (0, 0)  # of prompt and answer, as counted or estimated
         self._ended = False
+
+    @property
+    def leader(self) -> Self:
+        """The attempt itself: it stands for no other, as a `HedgedAttempt` does."""
+        return self
 
     # -- entering ------------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         call, dispatcher = self.call, self._dispatcher
+        now = dispatcher.clock()
         if call.failures:
-            now = dispatcher.clock()
             route = dispatcher.router.after_failure(call, now)
             route.upstream.retry_budget -= route.retry
             if route.wait:
                 await asyncio.sleep(route.wait)
                 now = dispatcher.clock()
+                if not route.key.admits(call.model, now):  # it may have fallen sick meanwhile
+                    route = dispatcher.router.choose(call, now)
         else:
-            now = call.began
             route = dispatcher.router.choose(call, now)
-        self._reserve()
+        if call.worst is not None:
+            self._reserve(call.worst)
         try:
             await self._pass_gate(route, now)
         except BaseException:
@@ -106,18 +114,17 @@ class AttemptInFlight:
         Raises:
             BudgetExceededError: The budget has no room for it.
         """
-        self._reserve()
+        if self.call.worst is not None:
+            self._reserve(self.call.worst)
         if not route.key.gate.try_enter(self.call.tokens, now):
             self._release()
             return False
         self._begin(route, now)
         return True
 
-    def _reserve(self) -> None:
-        worst = self.call.worst
-        if worst is not None:
-            self._dispatcher.books.reserve(worst)
-            self._reserved = worst
+    def _reserve(self, worst: int) -> None:
+        self._dispatcher.books.reserve(worst)
+        self._reserved = worst
 
     def _release(self) -> None:
         if self._reserved is not None:
@@ -125,27 +132,33 @@ class AttemptInFlight:
             self._reserved = None
 
     async def _pass_gate(self, route: Route, now: float) -> None:
+        """Take a place at the gate, waiting for one if need be."""
+        call = self.call
+        call.panic = call.panic or route.panic
+        if route.key.gate.try_enter(call.tokens, now):
+            self._begin(route, now)
+        else:
+            await self._wait_at_gate(route, now)
+
+    async def _wait_at_gate(self, route: Route, began: float) -> None:
         """Wait for a place. What was healthy when the call began to wait may not be so when its turn comes."""
-        call, router = self.call, self._dispatcher.router
+        call, dispatcher = self.call, self._dispatcher
         while True:
-            call.panic = call.panic or route.panic
-            gate = route.key.gate
-            entered = gate.try_enter(call.tokens, now)
-            if not entered:
-                began = now
-                deadline = call.deadline.or_within(now, "pool", self._dispatcher.timeout.pool)
-                try:
-                    entered = await gate.enter(deadline, call.tokens, router.max_pause(call, route.upstream, now))
-                except APIError as error:
-                    failure = error.with_traceback(None)
-                    break
-                now = self._dispatcher.clock()
+            deadline = call.deadline.or_within(began, "pool", dispatcher.timeout.pool)
+            max_pause = dispatcher.router.max_pause(call, route.upstream, began)
+            try:
+                entered = await route.key.gate.enter(deadline, call.tokens, max_pause)
+            except APIError as error:
+                failure = error.with_traceback(None)
+                break
+            now = dispatcher.clock()
             if entered and (call.panic or route.key.admits(call.model, now)):
                 self._begin(route, now)
                 return
             if entered:
-                gate.leave()
-            route = router.choose(call, now)
+                route.key.gate.leave()
+            route, began = dispatcher.router.choose(call, now), now
+            call.panic = call.panic or route.panic
         self._turn_away(route, began, failure)
         raise failure
 
@@ -160,7 +173,7 @@ class AttemptInFlight:
         call, upstream = self.call, route.upstream
         self.upstream, self.key, self._began = upstream, route.key, now
         self._breaker = route.key.breaker(call.model)
-        self._probe = self._breaker.start(now)
+        self._probe = not self._breaker.closed and self._breaker.start(now)
         call.begun += 1
         retry = self._dispatcher.retry
         if upstream.retry_budget < retry.budget and upstream not in call.failures:
@@ -169,7 +182,7 @@ class AttemptInFlight:
     # -- sending and reading -------------------------------------------------------------------------------------------
 
     async def complete(self) -> ChatCompletion:
-        """Ask, and return the whole answer; leaving fills in what it cost and how it was got."""
+        """Ask, and return the whole answer."""
         timeout = self._dispatcher.timeout
         deadline = self.call.deadline.or_within(self._began, "total", timeout.total, timeout.progress)
         exchange = await self._send(deadline)
@@ -204,17 +217,17 @@ class AttemptInFlight:
         """Note the first event of a stream: a provider on probation has then shown what it was asked to show."""
         now = self._dispatcher.clock()
         self.first_event = now - self._began
-        if self._probe and self._breaker is not None:
+        if self._probe:
             self._probe = False
             self._proved = True
             self._breaker.record(now, True, True, self._began)
 
-    def finish_stream(self) -> ChatCompletion:
-        """Return the whole answer of a stream that has ended well; leaving fills in the rest."""
+    def finish_stream(self) -> None:
+        """Make the whole answer of a stream that has ended well; leaving fills in the rest."""
         assert self._exchange is not None  # noqa: S101  # open_stream has set both
         assert self._builder is not None  # noqa: S101
         self._exchange.finish()
-        return self._accept(self._builder.build(self.call.model))
+        self._accept(self._builder.build(self.call.model))
 
     def _accept(self, completion: ChatCompletion) -> ChatCompletion:
         """Count the tokens of a good answer. The caller's tokenizer may raise, so this comes before leaving."""
@@ -224,7 +237,7 @@ class AttemptInFlight:
         else:
             answers = (choice.message for choice in completion.choices)
             self._tokens = billing.estimate(self.call.request.messages), billing.estimate(answers)
-        self._completion = completion
+        self.completion = completion
         return completion
 
     async def _send(self, deadline: Deadline) -> Exchange:
@@ -247,6 +260,7 @@ class AttemptInFlight:
                 now = self._dispatcher.clock()
                 self._record(now, "stale")
                 self._began = now
+                self._sent = False  # nobody has read it
                 call.resent = call.fresh = True
         self._sent = True
         self._exchange = exchange
@@ -304,8 +318,8 @@ class AttemptInFlight:
         now = self._dispatcher.clock()
         if isinstance(error, APIError):
             self._fail(error, now)
-        elif self._completion is not None and error is None:
-            self._succeed(self._completion, now)
+        elif self.completion is not None and error is None:
+            self._succeed(self.completion, now)
         else:
             self._abandon(now)
 
@@ -366,8 +380,7 @@ class AttemptInFlight:
         """Give the place back, end the breaker's count, and close what is not finished."""
         if self._exchange is not None and not good:
             self._exchange.close()
-        if self._breaker is not None:
-            self._breaker.record(now, None if self._proved and good else good, self._probe, self._began)
+        self._breaker.record(now, None if self._proved and good else good, self._probe, self._began)
         self.key.gate.leave()
 
     def _settle(self, *, billed: bool) -> None:

@@ -67,21 +67,21 @@ class Dispatcher:
     async def stream(self, call: Call) -> AsyncGenerator[StreamItem, None]:
         """The same for a stream: another provider takes over silently until text has been handed out."""
         while True:
-            completion: ChatCompletion | None = None
             async with self._attempt(call) as attempt:
                 first = await attempt.open_stream()
                 if call.interrupted is not None:
                     yield Restarted(call.interrupted)
                     call.interrupted = None
                 yield first
-                async for chunks in attempt.batches:
-                    if attempt.first_event is None:
-                        attempt.note_first_event()
+                leader = attempt.leader
+                async for chunks in leader.batches:
+                    if leader.first_event is None:
+                        leader.note_first_event()
                     yield chunks
                     del chunks  # else they stay in memory while the next ones are waited for
-                completion = attempt.finish_stream()
-            if completion is not None:
-                yield completion
+                leader.finish_stream()
+            if attempt.leader.completion is not None:
+                yield attempt.leader.completion
                 return
 
     def _attempt(self, call: Call) -> AttemptInFlight | HedgedAttempt:

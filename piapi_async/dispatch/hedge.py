@@ -6,7 +6,7 @@ It bills twice, so it is off by default, and rare when it is on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -16,7 +16,7 @@ import attrs
 from piapi_async.dispatch.attempt import AttemptInFlight
 from piapi_async.errors import APIError, BudgetExceededError
 from piapi_async.models import ChatCompletion, ChatCompletionChunk
-from piapi_async.route import Call
+from piapi_async.route import Call, Route
 
 if TYPE_CHECKING:
     from piapi_async.dispatch.dispatcher import Dispatcher
@@ -29,14 +29,13 @@ class HedgeCount:
     calls: int = 0
     hedges: int = 0
 
-    def allows(self, share: float) -> bool:
-        """Count a call, and say whether its hedge would keep to the share."""
-        self.calls += 1
+    def allows_one_more(self, share: float) -> bool:
+        """Whether one more hedge would keep to the share of the calls."""
         return self.hedges + 1 <= share * self.calls
 
 
 class HedgedAttempt:
-    """One or two attempts that stand for one. Entered and used like an `AttemptInFlight`.
+    """One or two attempts that stand for one. Entered like an `AttemptInFlight`.
 
     Attributes:
         leader: The attempt whose answer it is.
@@ -98,24 +97,6 @@ class HedgedAttempt:
         await self._race(start)
         return firsts[self.leader]
 
-    @property
-    def batches(self) -> AsyncGenerator[list[ChatCompletionChunk], None]:
-        """The chunks of the leader's stream behind the first ones."""
-        return self.leader.batches
-
-    @property
-    def first_event(self) -> float | None:
-        """As the leader's."""
-        return self.leader.first_event
-
-    def note_first_event(self) -> None:
-        """As the leader's."""
-        self.leader.note_first_event()
-
-    def finish_stream(self) -> ChatCompletion:
-        """As the leader's."""
-        return self.leader.finish_stream()
-
     async def _race(self, work: Callable[[AttemptInFlight], Awaitable[None]]) -> None:
         """Do the work at one provider, and where that is slow at a second one too; the winner becomes the leader.
 
@@ -147,22 +128,26 @@ class HedgedAttempt:
 
     def _delay(self, first: AttemptInFlight) -> float | None:
         """How long the first attempt may take before a second one begins; None for no second one."""
-        delay = first.upstream.slow_start(stream=self._call.request.stream)
-        route = self._dispatcher.router.hedge(self._call, first.upstream, self._dispatcher.clock())
-        allowed = self._dispatcher.hedges.allows(self._dispatcher.retry.hedge)
-        return delay if route is not None and allowed else None
+        self._dispatcher.hedges.calls += 1
+        return None if self._route() is None else first.upstream.slow_start(stream=self._call.request.stream)
 
     def _enter_second(self) -> AttemptInFlight | None:
         """Begin a second attempt, if that needs no wait and the budget has room for it."""
-        now = self._dispatcher.clock()
-        route = self._dispatcher.router.hedge(self._call, self.leader.upstream, now)
+        route = self._route()
         second = AttemptInFlight(self._dispatcher, self._call)
         with suppress(BudgetExceededError):
-            if route is not None and second.try_enter(route, now):
+            if route is not None and second.try_enter(route, self._dispatcher.clock()):
                 self._dispatcher.hedges.hedges += 1
                 self._attempts.append(second)
                 return second
         return None
+
+    def _route(self) -> Route | None:
+        """Where a second attempt may go now; None for nowhere, or where hedges would be too many."""
+        dispatcher = self._dispatcher
+        if not dispatcher.hedges.allows_one_more(dispatcher.retry.hedge):
+            return None
+        return dispatcher.router.hedge(self._call, self.leader.upstream, dispatcher.clock())
 
     async def _first_good(self) -> None:
         """Wait for the first attempt that succeeds; where all fail, raise the last one's error."""

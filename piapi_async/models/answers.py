@@ -1,7 +1,7 @@
 """Answers, whole and in chunks, and the record of how they were got.
 
-The classes have no slots, as msgspec and attrs both fill instances without slots faster. Those that the client
-completes after decoding (`ChatCompletion`, `ChatCompletionChunk`) can be assigned to; the others are frozen.
+The classes have no slots and can be assigned to: msgspec fills instances without slots faster, attrs those that are not
+frozen, and the client completes some after decoding. What is the default of a field, and so shared, is frozen.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ Raw: TypeAlias = dict[str, object]
 """A provider's JSON object, as it was sent."""
 
 
-def _parse_int(digits: str) -> int | str:
-    """Python refuses to convert more than 4,300 digits; they stay text."""
+def parse_int(digits: str) -> int | str:
+    """Read a whole number of JSON. Python refuses to convert more than 4,300 digits; they stay text."""
     return int(digits) if len(digits) < 4300 else digits
 
 
-def _parse_float(digits: str) -> float | str:
-    """Python makes 1e999 infinite, which JSON has no word for; it stays text."""
+def parse_float(digits: str) -> float | str:
+    """Read a number of JSON. Python makes 1e999 infinite, which JSON has no word for; it stays text."""
     value = float(digits)
     return digits if math.isinf(value) else value
 
 
 def _parse_raw(text: str) -> Raw:
-    return cast("Raw", json.loads(text, parse_int=_parse_int, parse_float=_parse_float, parse_constant=str))
+    return cast("Raw", json.loads(text, parse_int=parse_int, parse_float=parse_float, parse_constant=str))
 
 
-@attrs.frozen(slots=False)
+@attrs.define(slots=False)
 class Usage:
     """Tokens counted by the provider: 0 or more of each kind, and their sum. `wire` drops a count that can't be one."""
 
@@ -43,7 +43,7 @@ class Usage:
     total_tokens: int
 
 
-@attrs.frozen(slots=False)
+@attrs.define(slots=False)
 class Choice:
     """One of the `n` answers.
 
@@ -71,7 +71,7 @@ class Delta:
     tool_calls: tuple[ToolCall, ...] | None = None
 
 
-@attrs.frozen(slots=False)
+@attrs.define(slots=False)
 class ChunkChoice:
     """What a chunk adds to one choice."""
 
@@ -114,7 +114,7 @@ class ChatCompletionChunk:
         return _parse_raw(self.data)
 
 
-@attrs.frozen(slots=False)
+@attrs.define(slots=False)
 class Attempt:
     """One request that a call sent, or tried to send.
 

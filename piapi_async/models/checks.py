@@ -44,11 +44,20 @@ def check_number(field: str, value: object, low: float, high: float) -> int | fl
 
 def plain_number(value: object) -> int | float | None:
     """Return a number of any library as Python's own; None if it is none."""
-    if isinstance(value, (int, float)):  # first, as they are by far the most
-        return None if isinstance(value, bool) else value
+    if type(value) is int or type(value) is float:  # first, as they are by far the most
+        return value
+    if isinstance(value, bool):
+        return None
     if isinstance(value, Integral):
         return int(value)
-    return float(value) if isinstance(value, Real) else None
+    return _plain_float(value) if isinstance(value, Real) else None
+
+
+def _plain_float(value: Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # such as a fraction above 1.8e308
+        return math.inf
 
 
 def check_integer(field: str, value: object, low: int, high: int | None) -> int:

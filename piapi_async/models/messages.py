@@ -24,7 +24,7 @@ class FunctionCall:
     arguments: str = ""
 
 
-@attrs.frozen(slots=False)
+@attrs.define(slots=False)
 class ToolCall:
     """A call of one of the caller's tools.
 
@@ -41,7 +41,7 @@ class ToolCall:
     index: int | None = None
 
 
-@attrs.frozen(slots=False)
+@attrs.define(slots=False)
 class Message:
     """One message of a conversation, to or from the model.
 

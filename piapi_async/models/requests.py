@@ -107,7 +107,7 @@ class ChatRequest:
 
     def __attrs_post_init__(self) -> None:
         for name, value in self.__dict__.items():
-            if value is not None and name in CHECKS:
+            if value is not None and value is not False and name in CHECKS:
                 checked = CHECKS[name](name, value)
                 if checked is not value:
                     object.__setattr__(self, name, checked)

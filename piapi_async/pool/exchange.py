@@ -131,8 +131,9 @@ class SessionExchange:
         failure: BaseException
         began = self._session.time()
         try:
-            self.due = deadline.of_a_wait(began)
-            self._timer.ring_by(self.due)
+            self.due = due = deadline.of_a_wait(began)
+            if due < self._timer.rings:
+                self._timer.ring_at(due)
             return await self._content.readany()
         except asyncio.CancelledError:
             self.close()
@@ -183,6 +184,8 @@ class SessionExchange:
         while size <= MAX_BODY_BYTES and (piece := await self.read(deadline)):
             pieces.append(piece)
             size += len(piece)
+            if self._inflate is None and self._content.at_eof():
+                break  # as nearly always, after the first piece
         if size <= MAX_BODY_BYTES:
             self.finish()
             return b"".join(pieces)
@@ -214,8 +217,7 @@ class SessionExchange:
 
 def _copy(response: aiohttp.ClientResponse) -> Headers:
     """Copy headers out of aiohttp's own mapping; what came more than once is joined by line ends."""
-    headers: dict[str, str] = {}
-    for name, value in response.headers.items():
-        key = name.lower()
-        headers[key] = f"{headers[key]}\n{value}" if key in headers else value
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    if len(headers) < len(response.headers):
+        headers = {name: "\n".join(response.headers.getall(name)) for name in headers}
     return headers

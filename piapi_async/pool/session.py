@@ -23,7 +23,7 @@ from piapi_async.pool.exchange import SessionExchange
 from piapi_async.pool.foreign import FOREIGN, closed, translate
 from piapi_async.pool.timer import WaitTimer
 from piapi_async.provider import Endpoint
-from piapi_async.wire import Body
+from piapi_async.wire import COMMON_HEADERS, Body
 
 READ_BUFFER = 1 << 13
 """aiohttp pauses reading at twice this: 16 kB is the most that waits unread for a slow consumer (ours)."""
@@ -216,13 +216,8 @@ class SessionPool:
             self._sessions.pop(endpoint, None)
 
     def _open(self, endpoint: Endpoint, proxy: str | None) -> EndpointSession:
-        headers = {
-            # All but the key: wherever else a session might be made to go, the key goes to this endpoint only.
-            "Content-Type": "application/json",
-            "Accept-Encoding": "identity",
-            "User-Agent": _user_agent(),
-            **endpoint.headers,
-        }
+        # Not the key: wherever else a session might be made to go, the key goes to this endpoint only.
+        headers = {**COMMON_HEADERS, "User-Agent": _user_agent(), **endpoint.headers}
 
         def make_session(force_close: bool) -> aiohttp.ClientSession:
             connector = _Connector(

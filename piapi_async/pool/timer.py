@@ -29,6 +29,9 @@ class WaitTimer:
     long before they are due, so it rings rarely. Where the loop was blocked past a moment, bytes that have arrived
     meanwhile win over the timer; with a timer for each wait they might not.
 
+    Attributes:
+        rings: When it rings; `NEVER` while nothing is due.
+
     Args:
         loop: Whose clock it is.
     """
@@ -36,40 +39,40 @@ class WaitTimer:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waits: set[Wait] = set()
-        self._rings = NEVER
         self._handle: asyncio.TimerHandle | None = None
+        self.rings = NEVER
 
     def add(self, wait: Wait) -> None:
         """Watch a wait, from now on, whenever it is due."""
         self._waits.add(wait)
-        self.ring_by(wait.due)
+        if wait.due < self.rings:
+            self.ring_at(wait.due)
 
     def discard(self, wait: Wait) -> None:
         """Watch it no longer."""
         self._waits.discard(wait)
 
-    def ring_by(self, moment: float) -> None:
-        """Ring at a moment, if not before."""
-        if moment < self._rings:
-            self.cancel()
-            self._rings = moment
-            self._handle = self._loop.call_at(moment, self._ring)
+    def ring_at(self, moment: float) -> None:
+        """Ring at a moment that is nearer than the one it is set to."""
+        self.cancel()
+        self.rings = moment
+        self._handle = self._loop.call_at(moment, self._ring)
 
     def _ring(self) -> None:
         now = self._loop.time()
-        self._rings = NEVER
-        nearest = NEVER
+        self.rings = nearest = NEVER
         for wait in self._waits:
             if wait.due <= now:
                 # One turn of the loop later: bytes that arrived while it was blocked have then ended the wait.
                 self._loop.call_soon(wait.expire, wait.due)
             else:
                 nearest = min(nearest, wait.due)
-        self.ring_by(nearest)
+        if nearest < NEVER:
+            self.ring_at(nearest)
 
     def cancel(self) -> None:
         """Ring no more, until it is set again."""
-        self._rings = NEVER
+        self.rings = NEVER
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None

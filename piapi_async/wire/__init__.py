@@ -22,9 +22,10 @@ from piapi_async.wire.headers import (
     read_should_retry,
 )
 from piapi_async.wire.join import AnswerBuilder
-from piapi_async.wire.request import MAX_REQUEST_BYTES, Body, encode_request, request_headers
+from piapi_async.wire.request import COMMON_HEADERS, MAX_REQUEST_BYTES, Body, encode_request, request_headers
 
 __all__ = [
+    "COMMON_HEADERS",
     "MAX_REQUEST_BYTES",
     "PAUSE_CAP",
     "AnswerBuilder",

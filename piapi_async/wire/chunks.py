@@ -55,25 +55,19 @@ class ChunkDecoder:
             APIResponseError: The event is neither a chunk nor an error.
         """
         data = event.data
-        if event.event == "message" and not self._halves and data.startswith("{") and '"error"' not in data:
-            chunk = self._decode_as_it_comes(data)
-            if chunk is not None:
-                return chunk
+        odd = event.event != "message" or self._halves or '"error"' in data or not data.startswith("{")
+        if not odd and (len(data) <= SHALLOW or not may_be_deep(data.encode())):
+            try:
+                chunk: ChatCompletionChunk = self._structure(data, ChatCompletionChunk)
+            except ENGINE_ERRORS:
+                pass
+            else:
+                # Every field of a chunk may be missing, so one without choices and usage may be something else.
+                if chunk.choices or chunk.usage is not None:
+                    if chunk.usage is not None and not is_possible(chunk.usage):
+                        chunk.usage = None
+                    return chunk
         return self._decode_tolerantly(event)
-
-    def _decode_as_it_comes(self, data: str) -> ChatCompletionChunk | None:
-        if len(data) > SHALLOW and may_be_deep(data.encode()):
-            return None
-        try:
-            chunk: ChatCompletionChunk = self._structure(data, ChatCompletionChunk)
-        except ENGINE_ERRORS:
-            return None
-        if chunk.usage is not None:
-            if not is_possible(chunk.usage):
-                chunk.usage = None
-        elif not chunk.choices:  # every field of a chunk may be missing, so this may be something else
-            return None
-        return chunk
 
     def flush(self) -> ChatCompletionChunk | None:
         """Return what was held back when the stream has ended, as a last chunk, if anything was."""

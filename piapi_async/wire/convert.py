@@ -52,7 +52,7 @@ def _expect(value: object, kind: type[T]) -> T:
 
 def _structure_object(kind: type[T], converter: cattrs.Converter) -> Callable[[object, object], T]:
     structure = make_dict_structure_fn(kind, converter, _cattrs_detailed_validation=converter.detailed_validation)
-    return lambda value, _: structure(cast("JSON", _expect(value, dict)), kind)
+    return lambda value, _: structure(cast("JSON", value if type(value) is dict else _expect(value, dict)), kind)
 
 
 def _is_tuple(kind: Any) -> bool:
@@ -82,7 +82,7 @@ def _structure_optional(kind: Any, converter: cattrs.Converter) -> Callable[[obj
 def _structure_content(value: object, _: object) -> object:
     if isinstance(value, list):
         return tuple(cast("JSON", _expect(part, dict)) for part in cast("list[object]", value))
-    return value if value is None else _expect(value, str)
+    return value if value is None or type(value) is str else _expect(value, str)
 
 
 def _structure_completion(converter: cattrs.Converter) -> Callable[[object, object], ChatCompletion]:

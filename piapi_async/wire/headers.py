@@ -28,14 +28,13 @@ _DURATION = r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m(?!s))?(?:([0-9]{1,6}(?:\.[0-9]+
 def read_request_id(headers: Headers, secrets: Iterable[Secret]) -> str | None:
     """Return the provider's id of the request, made fit for an error message: at most 128 characters, no key."""
     id_ = headers.get("x-request-id")
-    if id_ is None or (_is_plain(id_) and not any(secret.reveal() in id_ for secret in secrets)):
-        return id_
-    return excerpt(id_, secrets)[:128]
-
-
-def _is_plain(id_: str) -> bool:
-    """Whether an id is fit as it is, as nearly every one is; what may be a key ("sk-…", "Bearer …") is not."""
-    return id_.isascii() and id_.isprintable() and len(id_) <= 128 and " " not in id_ and "k-" not in id_.lower()
+    if id_ is None:
+        return None
+    # Nearly every id is fit as it is; what may be a key ("sk-…", "Bearer …") is not.
+    plain = id_.isascii() and id_.isprintable() and len(id_) <= 128 and " " not in id_ and "k-" not in id_.lower()
+    for secret in secrets:
+        plain = plain and secret.reveal() not in id_
+    return id_ if plain else excerpt(id_, secrets)[:128]
 
 
 def read_retry_after(headers: Headers) -> float | None:

@@ -21,12 +21,16 @@ from piapi_async.models import (
 )
 
 
+def _no_texts() -> list[str]:
+    return []
+
+
 @attrs.define(eq=False)
 class _CallParts:
     """A function call in the making."""
 
     name: str = ""
-    arguments: list[str] = attrs.field(factory=list[str])
+    arguments: list[str] = attrs.field(factory=_no_texts)
     id: str | None = None
     type: str | None = "function"
 
@@ -39,31 +43,34 @@ class _CallParts:
         return FunctionCall(self.name, "".join(self.arguments))
 
 
+def _no_calls() -> dict[int, _CallParts]:
+    return {}
+
+
+def _no_objects() -> list[object]:
+    return []
+
+
 @attrs.define(eq=False)
 class _ChoiceParts:
     """One choice's message in the making."""
 
     role: str = "assistant"
-    content: list[str] = attrs.field(factory=list[str])
+    content: list[str] = attrs.field(factory=_no_texts)
     finish_reason: str | None = None
     function_call: _CallParts | None = None
-    tools: dict[int, _CallParts] = attrs.field(factory=dict[int, _CallParts])
-    logprobs: list[object] = attrs.field(factory=list[object])
+    tools: dict[int, _CallParts] = attrs.field(factory=_no_calls)
+    logprobs: list[object] = attrs.field(factory=_no_objects)
 
     def extend(self, part: ChunkChoice) -> None:
-        delta = part.delta
-        if delta.content:
-            self.content.append(delta.content)
         if part.finish_reason is not None:
             self.finish_reason = part.finish_reason
-        if delta.role:
-            self.role = delta.role
-        if delta.function_call is not None or delta.tool_calls is not None:
-            self._extend_calls(delta)
         if part.logprobs is not None:
             self.logprobs.append(part.logprobs)
 
-    def _extend_calls(self, delta: Delta) -> None:
+    def extend_message(self, delta: Delta) -> None:
+        if delta.role:
+            self.role = delta.role
         if delta.function_call is not None:
             self.function_call = self.function_call or _CallParts()
             self.function_call.extend(delta.function_call)
@@ -110,6 +117,10 @@ def _join_logprobs(parts: list[object]) -> object:
     return joined
 
 
+def _no_choices() -> dict[int, _ChoiceParts]:
+    return {}
+
+
 @attrs.define(eq=False)
 class AnswerBuilder:
     """Joins the chunks of a stream into its answer.
@@ -127,7 +138,7 @@ class AnswerBuilder:
     model: str = ""
     usage: Usage | None = None
     begun: bool = False
-    _choices: dict[int, _ChoiceParts] = attrs.field(factory=dict[int, _ChoiceParts], init=False)
+    _choices: dict[int, _ChoiceParts] = attrs.field(factory=_no_choices, init=False)
 
     @property
     def text(self) -> str:
@@ -143,13 +154,19 @@ class AnswerBuilder:
     def extend(self, chunks: Iterable[ChatCompletionChunk]) -> None:
         """Add chunks."""
         for chunk in chunks:
-            if not self.model:
+            if not (self.id and self.created and self.model):
                 self._take_header(chunk)
             for part in chunk.choices:
                 choice = self._choices.get(part.index)
                 if choice is None:
                     choice = self._choices[part.index] = _ChoiceParts()
-                choice.extend(part)
+                delta = part.delta
+                if delta.content:
+                    choice.content.append(delta.content)
+                if part.finish_reason is not None or part.logprobs is not None:
+                    choice.extend(part)
+                if delta.role or delta.function_call is not None or delta.tool_calls is not None:
+                    choice.extend_message(delta)
             if chunk.usage is not None:
                 self.usage = chunk.usage
 

@@ -9,6 +9,7 @@ from typing import NoReturn, TypeAlias, TypeVar, cast
 
 from piapi_async.errors import APIResponseError, ErrorKind, Secret, excerpt
 from piapi_async.models import MAX_DEPTH
+from piapi_async.models.answers import parse_float, parse_int
 
 JSON: TypeAlias = dict[str, object]
 T = TypeVar("T")
@@ -42,7 +43,9 @@ def parse_object(text: str, secrets: Iterable[Secret]) -> JSON:
     if text.strip(BLANK):
         try:
             _check_depth(text)
-            value: object = json.loads(text, parse_constant=_refuse_constant)
+            value: object = json.loads(
+                text, parse_int=parse_int, parse_float=parse_float, parse_constant=_refuse_constant
+            )
         except RecursionError:
             problem, kind = "its JSON nests too deep", "response"
         except json.JSONDecodeError as error:

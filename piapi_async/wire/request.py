@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 import msgspec
 
@@ -31,16 +33,6 @@ def encode_request(request: ChatRequest, model: str, *, include_usage: bool = Fa
     Raises:
         InvalidRequestError: The body is larger than `MAX_REQUEST_BYTES`.
     """
-    body = Body(msgspec.json.encode(_fields(request, model, include_usage=include_usage)))
-    size = len(body.content)
-    if size <= MAX_REQUEST_BYTES:
-        return body
-    raise InvalidRequestError(
-        f"messages: the request has {size:,} bytes, more than {MAX_REQUEST_BYTES:,}; send a shorter prompt"
-    )
-
-
-def _fields(request: ChatRequest, model: str, *, include_usage: bool) -> JSON:
     fields = _given(request)
     fields["model"] = model
     fields["messages"] = [_message(message) for message in request.messages]
@@ -51,7 +43,14 @@ def _fields(request: ChatRequest, model: str, *, include_usage: bool) -> JSON:
     if request.extra_body is not None:
         del fields["extra_body"]
         fields.update(request.extra_body)
-    return fields
+    body = Body(msgspec.json.encode(fields))
+    size = len(body.content)
+    if size <= MAX_REQUEST_BYTES:
+        return body
+    del request, fields, body  # else a traceback would keep the prompt alive
+    raise InvalidRequestError(
+        f"messages: the request has {size:,} bytes, more than {MAX_REQUEST_BYTES:,}; send a shorter prompt"
+    )
 
 
 def _message(message: Message) -> JSON:
@@ -66,16 +65,26 @@ def _given(value: ChatRequest | Message | ToolCall) -> JSON:
     return {name: field for name, field in value.__dict__.items() if field is not None}
 
 
+COMMON_HEADERS: Mapping[str, str] = {
+    "Content-Type": "application/json",
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",
+    "X-Attempt": "1",
+}
+"""What nearly all requests have in common; those of a single request win over them. The key is not among them."""
+
+
 def request_headers(idempotency_key: str, attempt: int, *, stream: bool) -> dict[str, str]:
-    """Return the headers of one request, beside those that its session always sends.
+    """Return the headers of one request, beside or instead of `COMMON_HEADERS`.
 
     Args:
         idempotency_key: The same for every attempt of a call.
         attempt: Counted from 1.
         stream: Whether the answer is to come as events.
     """
-    return {
-        "Accept": "text/event-stream" if stream else "application/json",
-        "Idempotency-Key": idempotency_key,
-        "X-Attempt": str(attempt),
-    }
+    headers = {"Idempotency-Key": idempotency_key}
+    if stream:
+        headers["Accept"] = "text/event-stream"
+    if attempt > 1:
+        headers["X-Attempt"] = str(attempt)
+    return headers

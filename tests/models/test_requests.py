@@ -1,36 +1,32 @@
-"""What may be asked: each parameter's range and the words of its refusal; and what answers say of themselves."""
+"""What may be asked: each parameter's range and the words of its refusal; prompts; and a request as a value."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import math
+import numbers
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from decimal import Decimal
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
 import attrs
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from piapi_async import (
-    APIConnectionError,
-    Attempt,
-    ChatCompletion,
-    ChatCompletionChunk,
     ChatRequest,
-    Choice,
-    ChunkChoice,
-    Delta,
     FunctionCall,
     InvalidRequestError,
     Message,
     Result,
     ToolCall,
-    Usage,
 )
 from piapi_async.models import ChatParams
 
@@ -237,6 +233,116 @@ def test_mappings_and_sequences_of_any_kind() -> None:
     assert request.logit_bias == {"5": 1}
 
 
+# -- numbers of other libraries ----------------------------------------------------------------------------------------
+
+
+class Whole:
+    """A whole number as a library may define it: no `int`, but registered as one."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __int__(self) -> int:
+        return self.value
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+numbers.Integral.register(Whole)
+
+
+class Real:
+    """A number with decimals, likewise."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __float__(self) -> float:
+        return self.value
+
+
+numbers.Real.register(Real)
+
+
+def assert_plain(value: object) -> None:
+    """Assert that all numbers in a value are Python's own."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            assert_plain(item)
+    elif isinstance(value, tuple):
+        for item in value:
+            assert_plain(item)
+    else:
+        assert type(value) in (int, float, bool, str, type(None))
+
+
+@pytest.mark.parametrize("whole", [Whole, numpy.int64, numpy.int8, numpy.uint16])
+def test_whole_numbers_of_any_library(whole: Callable[[int], Any]) -> None:
+    assert isinstance(whole(1), numbers.Integral)
+    given_, plain = (
+        {
+            "temperature": make(1),
+            "top_p": make(0),
+            "n": make(2),
+            "max_tokens": make(100),
+            "presence_penalty": make(2),
+            "frequency_penalty": make(0),
+            "logit_bias": {make(50): make(100)},
+            "seed": make(7),
+            "max_completion_tokens": make(1),
+            "top_logprobs": make(20),
+            "functions": [{"name": "f", "parameters": {"maximum": make(5)}}],
+            "tools": [{"type": "function", "limits": [make(5)]}],
+            "function_call": {"name": "f", "x": make(5)},
+            "tool_choice": {"name": "f", "x": make(5)},
+            "response_format": {"type": "x", "x": make(5)},
+            "stream_options": {"x": make(5)},
+            "extra_body": {"a": [make(1), {"b": make(2)}]},
+        }
+        for make in (whole, int)
+    )
+    prompt, plain_prompt = (
+        [{"role": "user", "content": [{"type": "image_url", "width": make(3)}]}] for make in (whole, int)
+    )
+    asked: Any = given_
+    request = ChatRequest(prompt, **asked)
+    expected: Any = plain
+    assert request == ChatRequest(plain_prompt, **expected)
+    for name in given_:
+        assert_plain(getattr(request, name))
+    assert_plain(request.messages[0].content)
+
+
+@pytest.mark.parametrize("real", [Real, numpy.float64, numpy.float32])
+def test_numbers_with_decimals_of_any_library(real: Callable[[float], Any]) -> None:
+    request = ChatRequest("Hi", temperature=real(0.5), logit_bias={"1": real(-1.5)}, extra_body={"a": real(2.5)})
+    assert request == ChatRequest("Hi", temperature=0.5, logit_bias={"1": -1.5}, extra_body={"a": 2.5})
+    for value in (request.temperature, request.logit_bias, request.extra_body):
+        assert_plain(value)
+    for name, value in (("n", real(1.0)), ("temperature", real(2.5)), ("extra_body", {"a": real(math.inf)})):
+        with pytest.raises(InvalidRequestError, match=f"^{name}"):
+            ChatRequest("Hi", **{name: value})  # type: ignore[arg-type]  # one of many types
+
+
+def test_a_number_out_of_range_of_any_library() -> None:
+    for name, value in (
+        ("n", Whole(0)),
+        ("seed", Whole(2**63)),
+        ("temperature", Whole(3)),
+        ("top_logprobs", Whole(-1)),
+    ):
+        with pytest.raises(InvalidRequestError, match=f"^{name}: a Whole is not a (whole )?number in range"):
+            ChatRequest("Hi", **{name: value})  # type: ignore[arg-type]  # one of many types
+
+
+def test_a_fraction_that_no_float_can_hold() -> None:
+    for name, value in (("temperature", Fraction(10**400)), ("extra_body", {"a": Fraction(10**400)})):
+        with pytest.raises(InvalidRequestError, match=f"^{name}"):
+            ChatRequest("Hi", **{name: value})  # type: ignore[arg-type]  # one of many types
+    assert ChatRequest("Hi", temperature=Fraction(1, 2)).temperature == 0.5  # type: ignore[arg-type]
+
+
 # -- prompts -----------------------------------------------------------------------------------------------------------
 
 
@@ -382,14 +488,10 @@ def test_the_callers_objects_are_neither_changed_nor_kept() -> None:
 
 
 def test_a_request_is_frozen() -> None:
-    request = ChatRequest("Hi")
-    with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        request.n = 2  # type: ignore[misc]
-    for value in (Message("user"), Usage(1, 2, 3), ChatCompletionChunk(), Result(0, None)):
-        with pytest.raises(attrs.exceptions.FrozenInstanceError):
-            setattr(value, attrs.fields(type(value))[0].name, "x")
-    with pytest.raises(AttributeError, match="immutable"):
-        Attempt("p", "k").kind = "x"  # type: ignore[misc]
+    for value in (ChatRequest("Hi"), Message("user"), FunctionCall(), ToolCall()):
+        for field in attrs.fields(type(value)):
+            with pytest.raises(attrs.exceptions.FrozenInstanceError):
+                setattr(value, field.name, None)
 
 
 def test_a_request_can_be_evolved_and_is_checked_again() -> None:
@@ -418,20 +520,19 @@ def test_repr_hides_the_messages() -> None:
 def test_the_keywords_of_a_call_are_the_fields_of_a_request() -> None:
     fields = {field.name for field in attrs.fields(ChatRequest)}
     assert set(ChatParams.__annotations__) == fields - {"messages", "model", "stream"}
-    parameters = inspect.signature(ChatRequest).parameters
-    assert list(parameters) == ["messages", "model", "stream", "params"]
-    with pytest.raises(TypeError, match="'temprature' is no parameter"):
+    kinds = {name: parameter.kind for name, parameter in inspect.signature(ChatRequest).parameters.items()}
+    assert {name for name, kind in kinds.items() if kind is not inspect.Parameter.KEYWORD_ONLY} == {"messages", "model"}
+    with pytest.raises(TypeError, match="'temprature'"):
         ChatRequest("Hi", temprature=1)  # type: ignore[call-arg]
 
 
-def test_a_request_holds_what_is_given_and_no_more() -> None:
-    request = ChatRequest("Hi", temperature=0, n=None)
-    assert vars(request) == {"messages": (Message("user", "Hi"),), "temperature": 0}
+def test_a_request_is_a_value() -> None:
+    given: dict[str, Any] = {"stop": "a", "temperature": 0, "n": None}
+    request = ChatRequest("Hi", **given)
     assert (request.model, request.n, request.stream) == (None, None, False)
+    assert request == ChatRequest("Hi", **dict(reversed(given.items()))) != ChatRequest("Hi")
     for twin in (copy.copy(request), copy.deepcopy(request), pickle.loads(pickle.dumps(request))):
-        assert (twin, vars(twin)) == (request, vars(request))
-    given: dict[str, Any] = {"stop": "a", "temperature": 1, "n": 2}
-    assert list(vars(ChatRequest("Hi", **given))) == list(vars(ChatRequest("Hi", **dict(reversed(given.items())))))
+        assert (twin, attrs.asdict(twin)) == (request, attrs.asdict(request))
 
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=3)
@@ -462,89 +563,3 @@ def test_property_nothing_but_our_error_escapes(name: str, value: Any, prompt: A
             ChatRequest(some_prompt, **params)
         except InvalidRequestError as error:
             str(error).encode()
-
-
-# -- answers -----------------------------------------------------------------------------------------------------------
-
-
-def answer(*choices: Choice, **fields: Any) -> ChatCompletion:
-    return ChatCompletion("c-1", "chat.completion", 5, "gpt-4o", choices, **fields)
-
-
-PARTS = ({"type": "text", "text": "a"}, {"type": "image"}, {"text": None}, {"type": "text", "text": "b"})
-
-
-@pytest.mark.parametrize(
-    ("content", "text"), [(None, ""), ("", ""), ("Hi", "Hi"), ((), ""), (PARTS, "ab"), (({"text": 5},), "")]
-)
-def test_text(content: Any, text: str) -> None:
-    assert Message("assistant", content).text == text
-    assert answer(Choice(0, Message("assistant", content))).text == text
-
-
-def test_text_of_a_chunk() -> None:
-    choices = [ChunkChoice(1, Delta(content="x")), ChunkChoice(0, Delta(content="a")), ChunkChoice(0), ChunkChoice(2)]
-    assert ChatCompletionChunk((*choices, ChunkChoice(0, Delta(content="b")))).text == "ab"
-    assert ChatCompletionChunk().text == ""
-
-
-def test_the_first_choice_speaks_for_all() -> None:
-    completion = answer(Choice(0, Message("assistant", "a"), "length"), Choice(1, Message("assistant", "b"), "stop"))
-    assert (completion.text, completion.finish_reason) == ("a", "length")
-    assert (answer().text, answer().finish_reason) == ("", None)
-
-
-def test_raw_of_a_completion_that_was_joined() -> None:
-    completion = answer(Choice(0, Message("assistant", "a"), "stop"), usage=Usage(1, 2, 3))
-    message = {
-        "role": "assistant",
-        "content": "a",
-        "name": None,
-        "function_call": None,
-        "tool_calls": None,
-        "tool_call_id": None,
-    }
-    assert completion.raw == {
-        "id": "c-1",
-        "object": "chat.completion",
-        "created": 5,
-        "model": "gpt-4o",
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
-        "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
-    }
-    assert answer().raw["usage"] is None
-
-
-def test_raw_is_the_callers_own() -> None:
-    completion = answer(body=b'{"a": [1], "huge": 1e999, "long": ' + b"1" * 5000 + b"}")
-    assert completion.raw == {"a": [1], "huge": "1e999", "long": "1" * 5000}
-    completion.raw["a"] = 2
-    assert completion.raw["a"] == [1]
-    assert "body" not in repr(completion)
-    assert ChatCompletionChunk().raw == {}
-
-
-# -- results -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_result_with_a_completion() -> None:
-    attempts = (Attempt("piapi", "…1234"),)
-    result = Result(3, ChatRequest("Hi"), answer(attempts=attempts))
-    assert result.unwrap() is result.completion
-    assert result.attempts == attempts
-
-
-def test_a_result_with_an_error() -> None:
-    error = APIConnectionError("no", attempts=(Attempt("piapi", "…"),))
-    result = Result(0, ChatRequest("Hi"), error=error)
-    with pytest.raises(APIConnectionError) as raised:
-        result.unwrap()
-    assert raised.value is error
-    assert result.attempts == error.attempts
-    assert Result(0, None, error=TypeError()).attempts == ()
-
-
-def test_a_result_with_neither() -> None:
-    with pytest.raises(RuntimeError, match="made with neither"):
-        Result(0, None).unwrap()
-    assert Result(0, None).attempts == ()

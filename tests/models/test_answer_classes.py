@@ -1,0 +1,122 @@
+"""What answers say of themselves."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any, cast
+
+import attrs
+import pytest
+
+from piapi_async import (
+    Attempt,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    ChunkChoice,
+    Delta,
+    FunctionCall,
+    Message,
+    ToolCall,
+    Usage,
+)
+
+
+def answer(*choices: Choice, **fields: Any) -> ChatCompletion:
+    return ChatCompletion("c-1", "chat.completion", 5, "gpt-4o", choices, **fields)
+
+
+PARTS = ({"type": "text", "text": "a"}, {"type": "image"}, {"text": None}, {"type": "text", "text": "b"})
+
+
+@pytest.mark.parametrize(
+    ("content", "text"), [(None, ""), ("", ""), ("Hi", "Hi"), ((), ""), (PARTS, "ab"), (({"text": 5},), "")]
+)
+def test_text(content: Any, text: str) -> None:
+    assert Message("assistant", content).text == text
+    assert answer(Choice(0, Message("assistant", content))).text == text
+
+
+def test_text_of_a_chunk() -> None:
+    choices = [ChunkChoice(1, Delta(content="x")), ChunkChoice(0, Delta(content="a")), ChunkChoice(0), ChunkChoice(2)]
+    assert ChatCompletionChunk((*choices, ChunkChoice(0, Delta(content="b")))).text == "ab"
+    assert ChatCompletionChunk().text == ""
+
+
+def test_the_first_choice_speaks_for_all() -> None:
+    completion = answer(Choice(0, Message("assistant", "a"), "length"), Choice(1, Message("assistant", "b"), "stop"))
+    assert (completion.text, completion.finish_reason) == ("a", "length")
+    assert (answer().text, answer().finish_reason) == ("", None)
+
+
+def test_raw_of_a_completion_that_was_joined() -> None:
+    completion = answer(Choice(0, Message("assistant", "a"), "stop"), usage=Usage(1, 2, 3))
+    message = {
+        "role": "assistant",
+        "content": "a",
+        "name": None,
+        "function_call": None,
+        "tool_calls": None,
+        "tool_call_id": None,
+    }
+    assert completion.raw == {
+        "id": "c-1",
+        "object": "chat.completion",
+        "created": 5,
+        "model": "gpt-4o",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+    }
+    assert answer().raw["usage"] is None
+
+
+def test_raw_is_the_callers_own() -> None:
+    completion = answer(body=b'{"a": [1], "huge": 1e999, "long": ' + b"1" * 5000 + b"}")
+    assert completion.raw == {"a": [1], "huge": "1e999", "long": "1" * 5000}
+    completion.raw["a"] = 2
+    assert completion.raw["a"] == [1]
+    assert "body" not in repr(completion)
+    assert ChatCompletionChunk().raw == {}
+
+
+# -- JSON and notebooks ------------------------------------------------------------------------------------------------
+
+
+def test_a_completion_as_plain_json() -> None:
+    call = ToolCall(FunctionCall("f", "{}"), "1")
+    completion = answer(
+        Choice(0, Message("assistant", PARTS, tool_calls=(call,)), "stop", {"content": [{"token": "a"}]}),
+        usage=Usage(1, 2, 3),
+        cost=Decimal("0.0000061875"),
+        provider="piapi",
+        attempts=(Attempt("piapi", "…1234", 500, "status"), Attempt("piapi", "…1234", 200, usage=Usage(1, 2, 3))),
+        request_id="req-1",
+        body=b"{}",
+    )
+    plain = completion.to_dict()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert set(plain) == {field.name for field in attrs.fields(ChatCompletion)} - {"body"}
+    assert (plain["id"], plain["created"], plain["provider"], plain["request_id"]) == ("c-1", 5, "piapi", "req-1")
+    assert (plain["cost"], plain["cost_estimated"]) == ("0.0000061875", False)
+    assert plain["usage"] == {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    (choice,) = cast("list[Any]", plain["choices"])
+    assert choice["message"]["content"] == list(PARTS)
+    assert choice["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
+    first, second = cast("list[Any]", plain["attempts"])
+    assert (first["status"], first["kind"], first["usage"]) == (500, "status", None)
+    assert second["usage"] == plain["usage"]
+    assert answer().to_dict()["cost"] is None
+
+
+def test_a_completion_in_a_notebook() -> None:
+    shown = answer(Choice(0, Message("assistant", "**Hi**")), cost=Decimal("0.00012"), provider="piapi")
+    assert shown._repr_markdown_() == "**Hi**\n\n*gpt-4o · piapi · $0.00012*"
+    assert answer(provider="piapi")._repr_markdown_() == "\n\n*gpt-4o · piapi*"
+
+
+def test_what_the_client_does_not_complete_is_frozen() -> None:
+    for value in (Usage(1, 2, 3), Choice(0, Message("assistant")), Delta(), ChunkChoice(0), Attempt("piapi", "…1234")):
+        for field in attrs.fields(type(value)):
+            with pytest.raises(attrs.exceptions.FrozenInstanceError):
+                setattr(value, field.name, None)

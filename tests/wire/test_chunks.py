@@ -1,0 +1,253 @@
+"""Events of a stream to chunks, by both ways to read JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from piapi_async import (
+    APIResponseError,
+    APIStatusError,
+    AuthenticationError,
+    ChatCompletionChunk,
+    ChunkChoice,
+    Delta,
+    FunctionCall,
+    RateLimitError,
+    ServerSentEvent,
+    ToolCall,
+    Usage,
+)
+from piapi_async.errors import InternalServerError
+from piapi_async.wire import ChunkDecoder
+from tests.wire.samples import chunk, decode_chunks, decode_one, delta
+
+
+def test_a_chunk() -> None:
+    data = chunk(
+        {"index": 1, "delta": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop", "logprobs": {"a": 1}},
+        id="c-1",
+        object="chat.completion.chunk",
+        created=5,
+        model="gpt-4o",
+        usage={"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+        timings={"x": 1},
+    )
+    decoded = decode_one(data)
+    assert decoded == ChatCompletionChunk(
+        (ChunkChoice(1, Delta("assistant", "Hi"), "stop", {"a": 1}),),
+        "c-1",
+        "chat.completion.chunk",
+        5,
+        "gpt-4o",
+        Usage(1, 2, 3),
+    )
+    assert decoded.raw == json.loads(data)
+
+
+@pytest.mark.parametrize(
+    ("fields", "seen"),
+    [
+        ({"content": None}, Delta()),
+        ({"content": ""}, Delta(content="")),
+        ({}, Delta()),
+        ({"role": "assistant", "content": "Hi"}, Delta("assistant", "Hi")),
+        ({"role": None, "content": "Hi", "refusal": None, "reasoning_content": "x"}, Delta(content="Hi")),
+        ({"function_call": None, "tool_calls": None}, Delta()),
+        ({"function_call": {"name": "f", "arguments": ""}}, Delta(function_call=FunctionCall("f"))),
+        ({"function_call": {"arguments": "{"}}, Delta(function_call=FunctionCall("", "{"))),
+        ({"function_call": {"name": None, "arguments": None}}, Delta(function_call=FunctionCall())),
+        (
+            {"tool_calls": [{"index": 1, "id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}]},
+            Delta(tool_calls=(ToolCall(FunctionCall("f"), "1", "function", 1),)),
+        ),
+        (
+            {"tool_calls": [{"function": {"arguments": "{"}}, {"index": None, "id": None, "type": None}]},
+            Delta(tool_calls=(ToolCall(FunctionCall("", "{")), ToolCall(type=None))),
+        ),
+        (
+            {
+                "tool_calls": [
+                    {"index": 0, "function": None},
+                    {"index": 1, "function": {"name": None, "arguments": "}"}},
+                ]
+            },
+            Delta(tool_calls=(ToolCall(index=0), ToolCall(FunctionCall("", "}"), index=1))),
+        ),
+        ({"tool_calls": []}, Delta(tool_calls=())),
+    ],
+)
+def test_deltas(fields: dict[str, object], seen: Delta) -> None:
+    assert decode_one(chunk({"index": 0, "delta": fields})).choices == (ChunkChoice(0, seen),)
+
+
+@pytest.mark.parametrize(
+    ("data", "choices"),
+    [
+        (chunk(), ()),
+        ("{}", ()),
+        ('{"choices": null}', ()),
+        (chunk({"index": 3}), (ChunkChoice(3),)),
+        (chunk({"index": 0, "delta": None}), (ChunkChoice(0),)),
+        (chunk({"index": 0, "delta": {}, "finish_reason": None, "logprobs": None}), (ChunkChoice(0),)),
+        (chunk({"index": 0, "finish_reason": "new"}), (ChunkChoice(0, finish_reason="new"),)),
+        (
+            chunk({"delta": {"content": "a"}}, {"delta": {"content": "b"}}),
+            (ChunkChoice(0, Delta(content="a")), ChunkChoice(1, Delta(content="b"))),
+        ),
+        (
+            chunk(delta(1, content="b"), delta(0, content="a")),
+            (ChunkChoice(1, Delta(content="b")), ChunkChoice(0, Delta(content="a"))),
+        ),
+    ],
+)
+def test_choices_of_chunks(data: str, choices: tuple[ChunkChoice, ...]) -> None:
+    assert decode_one(data).choices == choices
+
+
+IMPOSSIBLE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 4}
+
+
+@pytest.mark.parametrize("usage", [None, {}, [], {"prompt_tokens": -1, "completion_tokens": 1}, IMPOSSIBLE, "x"])
+def test_usage_that_is_none(usage: object) -> None:
+    assert decode_one(chunk(usage=usage)).usage is None
+    assert decode_one(chunk(delta(content="a"), usage=usage)).choices[0].delta.content == "a"
+
+
+def test_usage_beside_an_empty_delta() -> None:
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, "cost": 0.1}
+    assert decode_one(chunk(delta(), usage=usage)).usage == Usage(1, 2, 3)
+
+
+@pytest.mark.parametrize("data", ["[DONE]", "[none]", "[Done]", " [NONE] ", "\ufeff[done]\n", "[done]\r"])
+@pytest.mark.parametrize("event", ["message", "error", "done"])
+def test_terminators(data: str, event: str) -> None:
+    assert ChunkDecoder().decode(ServerSentEvent(data, event)) == "end"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ServerSentEvent(""),
+        ServerSentEvent(" \n\t"),
+        ServerSentEvent("", "ping"),
+        ServerSentEvent('{"type": "ping"}', "ping"),
+        ServerSentEvent("pong", "ping"),
+    ],
+)
+def test_events_without_meaning(event: ServerSentEvent) -> None:
+    assert ChunkDecoder().decode(event) is None
+
+
+def test_json_over_several_lines_and_another_events_name() -> None:
+    data = json.dumps(json.loads(chunk(delta(content="Hi"))), indent=1)
+    assert decode_one(data).choices[0].delta.content == "Hi"
+    named = ChunkDecoder().decode(ServerSentEvent(data, "completion"))
+    assert isinstance(named, ChatCompletionChunk)
+    assert named.choices[0].delta.content == "Hi"
+
+
+@pytest.mark.parametrize(
+    ("event", "cls", "says"),
+    [
+        (ServerSentEvent("it broke", "error"), InternalServerError, "it broke"),
+        (ServerSentEvent("", "error"), InternalServerError, "answered 500;"),
+        (ServerSentEvent('{"message": "slow down", "code": 429}', "error"), RateLimitError, "slow down"),
+        (ServerSentEvent('{"error": {"message": "no", "code": 401}}', "error"), AuthenticationError, "no"),
+        (ServerSentEvent('{"error": "no"}'), InternalServerError, "no"),
+        (
+            ServerSentEvent('{"error": {"message": "died", "type": null, "param": null, "code": "500"}}'),
+            InternalServerError,
+            "died",
+        ),
+    ],
+)
+def test_errors_in_streams(event: ServerSentEvent, cls: type[APIStatusError], says: str) -> None:
+    with pytest.raises(APIStatusError, match=says) as raised:
+        ChunkDecoder().decode(event)
+    assert type(raised.value) is cls
+    assert raised.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("nope", "it is not JSON (Expecting value)"),
+        ("[DONE", "it is not JSON"),
+        ("[DONE] [DONE]", "it is not JSON"),
+        ("null", "not an object: NoneType"),
+        ("[1]", "not an object: list"),
+        ('{"choices": [', "it is cut"),
+        ('{"choices": [{"index": 0, "delta": {"content": NaN}}]}', "NaN is not JSON"),
+        ("<html>", "it is a web page"),
+        ("{" * 100_000, "nests too deep"),
+        ('{"a":' * 100_000, "nests too deep"),
+        (chunk(delta(content=5)), "expected str, not int @ $.choices[0].delta.content"),
+        (chunk({"index": "0", "delta": {"content": "x"}}), "expected int, not str @ $.choices[0].index"),
+        (chunk({"index": [0], "delta": {"content": "\ud83d"}}), "expected int, not list @ $.choices[0].index"),
+        (chunk(delta(tool_calls=[{"index": {}, "function": {"arguments": "\ud83d"}}])), "tool_calls[0].index"),
+        (chunk(delta(tool_calls=[5, {"function": {"arguments": "x"}}])), "@ $.choices[0].delta.tool_calls[0]"),
+        (chunk({"index": 0, "delta": "x"}), "@ $.choices[0].delta"),
+        (chunk({"index": 0, "delta": {}, "finish_reason": 1}), "@ $.choices[0].finish_reason"),
+        (chunk("x"), "@ $.choices[0]"),
+        ('{"choices": {}}', "expected list, not dict @ $.choices"),
+    ],
+)
+def test_what_is_no_chunk(data: str, says: str) -> None:
+    for prefix in ("", " "):
+        with pytest.raises(APIResponseError) as raised:
+            ChunkDecoder().decode(ServerSentEvent(prefix + data))
+        assert says in str(raised.value)
+        assert raised.value.__context__ is None
+
+
+def test_surrogate_halves_of_two_chunks_are_joined_in_each_place() -> None:
+    def at(place: str, text: str) -> dict[str, object]:
+        return {
+            "content": delta(content=text),
+            "function_call": delta(function_call={"arguments": text}),
+            "first tool": delta(tool_calls=[{"index": 0, "function": {"arguments": text}}]),
+            "second tool": delta(1, tool_calls=[{"function": {"arguments": ""}}, {"function": {"arguments": text}}]),
+        }[place]
+
+    def texts(chunks: list[ChatCompletionChunk]) -> str:
+        found = ""
+        for choice in (choice for part in chunks for choice in part.choices):
+            found += choice.delta.content or ""
+            found += choice.delta.function_call.arguments if choice.delta.function_call else ""
+            found += "".join(call.function.arguments for call in choice.delta.tool_calls or ())
+        return found
+
+    for place in ("content", "function_call", "first tool", "second tool"):
+        assert texts(decode_chunks(chunk(at(place, "a\ud83d")), chunk(at(place, "\ude00b")))) == "a😀b"
+        assert texts(decode_chunks(chunk(at(place, "a\ud83d")), chunk(at(place, "b")))) == "a\ufffdb"
+        assert (
+            texts(decode_chunks(chunk(at(place, "a\ud83d")), chunk(at(place, "")), chunk(at(place, "\ude00")))) == "a😀"
+        )
+        assert texts(decode_chunks(chunk(at(place, "\ud83d")), chunk(at(place, "\ud83d\ude00")))) == "\ufffd😀"
+        assert texts(decode_chunks(chunk(at(place, "a\ud83d")))) == "a\ufffd"
+        assert texts(decode_chunks(chunk(at(place, "\ude00")))) == "\ufffd"
+
+
+def test_halves_of_two_choices_are_kept_apart() -> None:
+    chunks = decode_chunks(
+        chunk(delta(0, content="\ud83d"), delta(1, content="\ud83c")),
+        chunk(delta(1, content="\udf0d")),
+        chunk(delta(0, content="\ude00")),
+    )
+    assert [(c.index, c.delta.content) for part in chunks for c in part.choices if c.delta.content] == [
+        (1, "🌍"),
+        (0, "😀"),
+    ]
+
+
+def test_halves_that_wait_do_not_hold_up_a_keep_alive() -> None:
+    decoder = ChunkDecoder()
+    assert isinstance(decoder.decode(ServerSentEvent(chunk(delta(content="\ud83d")))), ChatCompletionChunk)
+    assert decoder.decode(ServerSentEvent("")) is None
+    assert decoder.decode(ServerSentEvent("[DONE]")) == "end"
+    last = decoder.flush()
+    assert last is not None
+    assert last == ChatCompletionChunk((ChunkChoice(0, Delta(content="\ufffd")),))
+    assert last.raw == {}
