@@ -12,6 +12,7 @@ import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from functools import partial
 from itertools import pairwise
@@ -774,9 +775,9 @@ class Until(Step):
         await self.event.wait()
 
 
-@pytest.mark.parametrize("how", ["complete", "stream"])
-async def test_two_hedged_answers_that_come_in_the_same_moment(how: str) -> None:
-    """One is taken, the other is closed, and both are booked."""
+@asynccontextmanager
+async def race_of_two(how: str) -> AsyncIterator[tuple[Client, asyncio.Task[str], asyncio.Event]]:
+    """A hedged call whose two answers come when an event is set."""
     both = asyncio.Event()
     whole, begun = (ok(), ok()) if how == "complete" else (sse(WHOLE, DONE), sse_cut(WHOLE))
     slow = [ReadRequest(), Until(both), Send(begun), Wait()]
@@ -797,19 +798,60 @@ async def test_two_hedged_answers_that_come_in_the_same_moment(how: str) -> None
             call = asyncio.create_task(race())
             while not second.requests:
                 await asyncio.sleep(0.001)
-            both.set()
-            assert await call == "Hello!"
-            statistics = client.statistics()
-            assert (statistics.in_flight, sum(statistics.outcomes.values())) == (0, 21 + 2)
-            assert client.ledger.reserved == 0
-            assert [entry.provider for entry in client.ledger.entries if entry.spent + entry.unknown] == [
-                "piapi",
-                "backup",
-            ]
-            if how == "stream":
-                with anyio.fail_after(1):
-                    while "open=0" not in repr(client):
-                        await asyncio.sleep(0.001)
+            yield client, call, both
+
+
+@pytest.mark.parametrize("how", ["complete", "stream"])
+async def test_two_hedged_answers_that_come_in_the_same_moment(how: str) -> None:
+    """One is taken, the other is closed, and both are booked."""
+    async with race_of_two(how) as (client, call, both):
+        both.set()
+        assert await call == "Hello!"
+        statistics = client.statistics()
+        assert (statistics.in_flight, sum(statistics.outcomes.values())) == (0, 21 + 2)
+        assert client.ledger.reserved == 0
+        booked = [entry.provider for entry in client.ledger.entries if entry.spent + entry.unknown]
+        assert booked == ["piapi", "backup"]
+        if how == "stream":
+            with anyio.fail_after(1):
+                while "open=0" not in repr(client):
+                    await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("steps", range(10))
+@pytest.mark.parametrize("how", ["complete", "stream"])
+async def test_a_hedged_call_that_is_cancelled_around_its_end(how: str, steps: int) -> None:
+    """Whatever the moment, nothing is left of either attempt."""
+    async with race_of_two(how) as (client, call, both):
+        both.set()
+        while "in_flight=2" in repr(client) and steps >= 5 and not call.done():
+            await asyncio.sleep(0)  # some of the steps count from the answers on, some from before
+        for _ in range(steps % 5):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.wait([call])
+        statistics = client.statistics()
+        assert (statistics.in_flight, sum(statistics.outcomes.values())) == (0, 21 + 2)
+        assert client.ledger.reserved == 0
+        with anyio.fail_after(1):
+            while "in_flight=0" not in repr(client):
+                await asyncio.sleep(0.001)
+
+
+async def test_a_plan_that_does_not_include_the_model(server: LocalServer) -> None:
+    theirs = "vendor/gpt-4o"
+    async with LocalServer(api_key="sk-backup-key-0", models=[theirs]) as other:
+        for backups in ([], [Provider("backup", other.base_url, other.api_key, models={"gpt-4o": theirs})]):
+            async with Client(
+                server.api_key, base_url=server.base_url, plan="free", model="gpt-4o", backups=backups
+            ) as client:
+                assert (await client.complete("x", model="gpt-4o-mini")).provider == "piapi"
+                if backups:
+                    assert (await client.complete("x")).provider == "backup"
+                else:
+                    with pytest.raises(InvalidRequestError, match="plan"):
+                        await client.complete(PROMPT)
+    assert {request.body["model"] for request in server.requests} == {"gpt-4o-mini"}
 
 
 async def test_thousands_at_once_are_sent_in_turns() -> None:
