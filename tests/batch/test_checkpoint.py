@@ -22,7 +22,7 @@ from tests.batch.checkpoints import NOTHING, file_limit, inflight, line, opened,
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_K4_dev_full() -> None:
+def test_K4_a_line_to_dev_full() -> None:
     found = Checkpoint("/dev/full")
     for _ in found.load():
         pytest.fail("there is nothing to read in a device")
@@ -59,7 +59,7 @@ def test_K4_a_write_that_is_cut_short(out: Path, room: int) -> None:
     assert not inflight(out).exists()
 
 
-def test_K4_room_again_by_the_end(out: Path) -> None:
+def test_K4_room_again_before_it_closes(out: Path) -> None:
     found = Checkpoint(out)
     for _ in found.load():
         pytest.fail("there is nothing to read")
