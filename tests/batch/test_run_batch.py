@@ -203,7 +203,7 @@ class InstantClient(Client):
 
     answer: ChatCompletion
 
-    async def complete(self, prompt: Any, **options: Any) -> ChatCompletion:
+    async def complete(self, prompt: Any = None, **options: Any) -> ChatCompletion:
         options["on_send"]()
         await anyio.lowlevel.checkpoint()
         return self.answer
