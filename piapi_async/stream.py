@@ -210,25 +210,20 @@ class ChatStream:
             await self._left
         await self._source.aclose()
 
-    def __aiter__(self) -> Self:
+    def __aiter__(self) -> AsyncIterator[str]:
         self._check_no_restarts()
         if self._tokens is None or self._looped:
             self._claim()
             self._tokens = deque()
         self._looped = True
-        return self
+        return _Items(self._pull, _tokens_of, self._tokens)
 
     async def __anext__(self) -> str:
         if self._tokens is None:
             self._check_no_restarts()
             self._claim()
             self._tokens = deque()
-        while not self._tokens:
-            batch = await self._pull()
-            if batch is None:
-                raise StopAsyncIteration
-            self._tokens.extend(_tokens_of(batch))
-        return self._tokens.popleft()
+        return await anext(_Items(self._pull, _tokens_of, self._tokens))
 
     def chunks(self) -> AsyncIterator[ChatCompletionChunk]:
         """Iterate over whole chunks instead of tokens: all choices, fragments of calls, usage."""
@@ -312,7 +307,7 @@ class ChatStream:
 
     def _consume(self, select: Select[T]) -> _Items[T]:
         self._claim()
-        return _Items(self._pull, select)
+        return _Items(self._pull, select, deque())
 
 
 Select: TypeAlias = Callable[[list[ChatCompletionChunk] | Restarted], list[T]]
@@ -323,11 +318,14 @@ class _Items(Generic[T]):
     """An iteration over a stream, which does not hold it in turn: a cycle costs a collection."""
 
     def __init__(
-        self, pull: Callable[[], Awaitable[list[ChatCompletionChunk] | Restarted | None]], select: Select[T]
+        self,
+        pull: Callable[[], Awaitable[list[ChatCompletionChunk] | Restarted | None]],
+        select: Select[T],
+        ready: deque[T],
     ) -> None:
         self._pull = pull
         self._select = select
-        self._ready: deque[T] = deque()
+        self._ready = ready
 
     def __aiter__(self) -> Self:
         return self

@@ -234,6 +234,19 @@ async def test_tokens_one_by_one() -> None:
             await anext(stream)
 
 
+async def test_an_iterator_that_is_kept_goes_on() -> None:
+    async with ChatStream(source()) as stream:
+        tokens = aiter(stream)
+        async for token in tokens:
+            assert token == "a"
+            break
+        assert [token async for token in tokens] == ["b"]
+    async with ChatStream(source()) as stream:
+        chunks = stream.chunks()
+        assert await anext(chunks)
+        assert len([chunk async for chunk in chunks]) == 3
+
+
 async def test_one_consumer() -> None:
     async with ChatStream(source()) as stream:
         async for _ in stream:

@@ -221,7 +221,7 @@ async def test_a_retry_waits_before_it_takes_anything() -> None:
 
 
 async def test_a_provider_that_falls_sick_while_a_retry_waits_is_left_alone() -> None:
-    world = make({"one": [refused(503), OK], "two": [OK]}, retry=Retry(base=8))
+    world = make({"one": [refused(503), OK], "two": [OK]}, retry=Retry(base=3))
     world.key(1).gate.pause(4)  # longer than a failover takes
     call = world.call()
     await attempt(world, call)
