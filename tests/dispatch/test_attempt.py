@@ -658,6 +658,14 @@ async def test_a_streaming_probe_is_good_with_its_first_event() -> None:
     world.assert_idle()
 
 
+async def test_a_streaming_probe_counts_once() -> None:
+    world = make({"one": [refused(503), STREAM]}, health=SICK_AT_ONCE)
+    await half_open(world)
+    for state in ("half-open", "closed"):
+        assert isinstance(await attempt_stream(world), ChatCompletion)
+        assert world.key().breaker("gpt-4o").state(time()) == state
+
+
 async def test_a_streaming_probe_that_breaks_off_after_its_first_event_is_a_failure() -> None:
     world = make({"one": [refused(503), Answer([chunk("Hel")])]}, health=SICK_AT_ONCE)
     await half_open(world)
