@@ -24,13 +24,14 @@ import anyio
 import pytest
 from rich.console import Console
 
-from piapi_async import Client, PermissionDeniedError, Provider
+from piapi_async import Client, Provider
 from piapi_async.__main__ import main
 from piapi_async.catalog import CATALOG
 from piapi_async.cli import BACKUP_KEY, serve
 from piapi_async.cli.demo import QUESTIONS, Outage, Tally, fan_out, finish, load_questions
 from piapi_async.cli.demo import run as run_demo
 from piapi_async.cli.terminal import make_console, make_error_console, make_table, visible, write_tokens
+from piapi_async.errors import PermissionDeniedError
 from piapi_async.testing import Cut, Delay, Garbage, LocalServer, Stall, Status
 
 KEY = "sk-local-test-key"

@@ -7,21 +7,19 @@ import io
 import json
 import os
 import re
-import resource
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
 from rich.console import Console
 
-from piapi_async import BatchError, BatchQuote, BatchStatus, Client, LaneStatistics
+from piapi_async import BatchError, BatchStatus, Client, KeyStatistics
 from piapi_async.__main__ import main
+from piapi_async.batch import BatchQuote
 from piapi_async.cli.batch import (
     Job,
     ProgressLine,
@@ -36,11 +34,15 @@ from piapi_async.cli.batch import (
     summary,
 )
 from piapi_async.testing import Delay, LocalServer, Status
+from tests.nursery import Child, Nursery
 
 pytestmark = pytest.mark.anyio
 
 KEY = "sk-local-test-key"
-COMMAND = (sys.executable, "-X", "dev", "-W", "error", "-m", "piapi_async", "batch")
+CODE = """
+from piapi_async.__main__ import main
+import piapi_async.batch, piapi_async.cli, piapi_async.fanout
+"""
 PATIENCE = 30  # seconds for a process to do anything at all on a busy machine
 
 
@@ -82,13 +84,24 @@ async def in_thread(*argv: str) -> int:
     return await anyio.to_thread.run_sync(main, ("batch", *argv))
 
 
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    """Where the command runs in a process of its own, as signals and standard streams need it."""
+    with Nursery(CODE, "-W", "error") as nursery:
+        yield nursery
+
+
 def started(
-    *argv: str, stdin: str = os.devnull, preexec_fn: Callable[[], None] | None = None
-) -> subprocess.Popen[bytes]:
-    """The command in its own process; on leaving the block it is waited for."""
-    pipe = subprocess.PIPE
-    with open(stdin, "rb") as file:
-        return subprocess.Popen((*COMMAND, *argv), stdin=file, stdout=pipe, stderr=pipe, preexec_fn=preexec_fn)
+    nursery: Nursery, *argv: str, stdin: str = os.devnull, file_limit: int | None = None
+) -> AbstractAsyncContextManager[Child]:
+    """The command in its own process."""
+    return nursery.child(("batch", *argv), directory=Path.cwd(), stdin=stdin, file_limit=file_limit)
+
+
+async def ended(process: Child) -> tuple[int, str, str]:
+    """Wait for the end; return the status, standard output and standard error."""
+    with anyio.fail_after(PATIENCE):
+        return await process.wait(), process.said("stdout"), process.said("stderr")
 
 
 # -- the whole command -----------------------------------------------------------------------------------------------
@@ -150,13 +163,13 @@ async def test_what_it_would_cost(capsys: pytest.CaptureFixture[str], monkeypatc
     assert os.listdir() == ["in.jsonl"]
 
 
-async def test_results_on_standard_output() -> None:
+async def test_results_on_standard_output(nursery: Nursery) -> None:
     async with LocalServer() as server:
-        with started("-", "-o", "-", "--base-url", server.base_url, stdin=write(5)) as process:
-            out, err = await anyio.to_thread.run_sync(partial(process.communicate, timeout=PATIENCE))
-    assert process.returncode == 0
+        async with started(nursery, "-", "-o", "-", "--base-url", server.base_url, stdin=write(5)) as process:
+            status, out, err = await ended(process)
+    assert status == 0
     assert {json.loads(line)["custom_id"] for line in out.splitlines()} == {f"row {i}" for i in range(5)}
-    assert b"5 of 5" in err
+    assert "5 of 5" in err
 
 
 async def test_lines_where_there_is_no_terminal_and_one_where_there_is() -> None:
@@ -213,28 +226,11 @@ async def until(condition: Callable[[], bool]) -> None:
             await anyio.sleep(0.01)
 
 
-def complains(line: bytes) -> bool:
-    """Whether asyncio's debug mode logs a slow step with this line. On a busy machine there are some."""
-    return line.startswith(b"Executing <")
-
-
-async def next_line(process: subprocess.Popen[bytes]) -> bytes:
-    """The next line on standard error."""
-    assert process.stderr is not None
-    line = await anyio.to_thread.run_sync(process.stderr.readline)
-    return await next_line(process) if complains(line) else line
-
-
-async def ended(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
-    out, err = await anyio.to_thread.run_sync(partial(process.communicate, timeout=PATIENCE))
-    said = b"".join(line for line in err.splitlines(keepends=True) if not complains(line))
-    return process.returncode, out.decode(), said.decode()
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_what_is_under_way_comes_in(number: signal.Signals) -> None:
+async def test_what_is_under_way_comes_in(nursery: Nursery, number: signal.Signals) -> None:
     async with LocalServer(faults=lambda number, body: Delay(0.5)) as server:
-        with started(write(50), "-o", "out.jsonl", "--base-url", server.base_url, "--concurrency", "4") as process:
+        argv = (write(50), "-o", "out.jsonl", "--base-url", server.base_url, "--concurrency", "4")
+        async with started(nursery, *argv) as process:
             await until(lambda: len(server.requests) == 4)
             process.send_signal(number)
             status, out, err = await ended(process)
@@ -245,26 +241,28 @@ async def test_what_is_under_way_comes_in(number: signal.Signals) -> None:
     assert not exists("out.jsonl.inflight")
 
 
-async def test_the_second_ctrl_c_ends_it_now() -> None:
+async def test_the_second_ctrl_c_ends_it_now(nursery: Nursery) -> None:
     async with LocalServer(faults=lambda number, body: Delay(60)) as server:
-        with started(write(50), "-o", "out.jsonl", "--base-url", server.base_url, "--concurrency", "4") as process:
+        argv = (write(50), "-o", "out.jsonl", "--base-url", server.base_url, "--concurrency", "4")
+        async with started(nursery, *argv) as process:
             await until(lambda: len(server.requests) == 4)
             process.send_signal(signal.SIGINT)
-            assert b"Ending" in await next_line(process)
+            await until(lambda: "Ending" in process.said("stderr"))
             process.send_signal(signal.SIGINT)
-            assert await ended(process) == (130, "", "")
+            status, out, err = await ended(process)
+        assert (status, out) == (130, "")
+        assert re.fullmatch(r"Ending: .*\(4\)\. Again ends at once\.\n", err)
         assert results() == {}
-        with started(write(50), "-o", "out.jsonl", "--base-url", server.base_url) as process:
-            line = await next_line(process)
-            process.kill()
-            await ended(process)
-    assert line.startswith(b"4 rows were in flight when an earlier run ended and may have been billed")
+        async with started(nursery, *argv) as process:
+            await until(lambda: process.said("stderr").endswith("\n"))
+            said = process.said("stderr")
+    assert said.startswith("4 rows were in flight when an earlier run ended and may have been billed")
 
 
-async def test_ctrl_c_before_anything_is_sent() -> None:
+async def test_ctrl_c_before_anything_is_sent(nursery: Nursery) -> None:
     os.mkfifo("in.fifo")
     async with LocalServer() as server:
-        with started("in.fifo", "-o", "out.jsonl", "--base-url", server.base_url) as process:
+        async with started(nursery, "in.fifo", "-o", "out.jsonl", "--base-url", server.base_url) as process:
             await until(lambda: exists("out.jsonl.inflight"))
             await anyio.sleep(0.05)  # for the first look at the input; the end is the same in any case
             process.send_signal(signal.SIGINT)
@@ -272,13 +270,10 @@ async def test_ctrl_c_before_anything_is_sent() -> None:
     assert status == 130
 
 
-async def test_a_full_disk_loses_nothing() -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-
+async def test_a_full_disk_loses_nothing(nursery: Nursery) -> None:
     async with LocalServer() as server:
         argv = (write(30), "-o", "out.jsonl", "--base-url", server.base_url, "--concurrency", "4")
-        with started(*argv, preexec_fn=limit) as process:
+        async with started(nursery, *argv, file_limit=4096) as process:
             status, out, err = await ended(process)
     rescued = {json.loads(line)["custom_id"] for line in out.splitlines()}
     assert status == 1
@@ -318,9 +313,9 @@ def test_ctrl_c_while_it_reads() -> None:
 # -- what it says ----------------------------------------------------------------------------------------------------
 
 
-def lane(**state: object) -> LaneStatistics:
+def lane(**state: object) -> KeyStatistics:
     known: dict[str, object] = {"provider": "piapi", "key": "…", "in_flight": 0, "queued": 0, "bound": 1, "pause": 0.0}
-    return LaneStatistics(**{**known, "breakers": {}, "retries": 1, **state})  # type: ignore[arg-type]  # as named
+    return KeyStatistics(**{**known, "breakers": {}, "retries": 1, **state})  # type: ignore[arg-type]  # as named
 
 
 @pytest.mark.parametrize(

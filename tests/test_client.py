@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import inspect
 import os
 import pickle
+import pydoc
+import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from functools import partial
-from typing import Any, cast
+from itertools import pairwise
+from typing import Any, Self, cast
 
+import anyio
+import attrs
 import pytest
 
 from piapi_async import (
@@ -20,9 +27,12 @@ from piapi_async import (
     APIStatusError,
     APITimeoutError,
     AuthenticationError,
+    ChatParams,
     ChatRequest,
     Client,
     ConfigurationError,
+    Exchange,
+    Health,
     InvalidRequestError,
     Limits,
     Message,
@@ -31,10 +41,28 @@ from piapi_async import (
     Retry,
     Timeout,
 )
-from piapi_async.client import _Begun, _end
-from piapi_async.errors import NotFoundError, PermissionDeniedError
-from piapi_async.testing import LocalServer, RawServer, ReadRequest, Send, Stall, Status, Wait, http_response
+from piapi_async.catalog import ModelInfo
+from piapi_async.errors import InternalServerError, NotFoundError, PermissionDeniedError
+from piapi_async.gate import BURST
+from piapi_async.policy import Deadline
+from piapi_async.pool import SessionPool
+from piapi_async.provider import Endpoint
+from piapi_async.testing import (
+    LocalServer,
+    RawServer,
+    ReadRequest,
+    Repeat,
+    Send,
+    Stall,
+    Status,
+    Step,
+    Wait,
+    http_response,
+)
+from piapi_async.testing.raw import Connection
+from piapi_async.wire import Body
 from tests.leaks import KEY, PROMPT, assert_tight
+from tests.wires import DONE, WHOLE, ask, ok, read, sse, sse_cut
 
 pytestmark = pytest.mark.anyio
 
@@ -102,12 +130,110 @@ async def test_key_and_url_from_the_environment(server: LocalServer, monkeypatch
         ({"proxy": "127.0.0.1:3128"}, "proxy"),
         ({"proxy": "http://[x"}, "proxy"),
         ({"proxy": 5}, "proxy"),
+        ({"timeout": 30}, r"timeout: .* pass Timeout\("),
+        ({"timeout": None}, r"timeout: .* pass Timeout\("),
+        ({"retry": 3}, r"retry: .* pass Retry\("),
+        ({"limits": 10}, r"limits: .* pass Limits\("),
+        ({"health": None}, r"health: .* pass Health\("),
+        ({"backups": Provider("backup", "https://backup.example.com", "sk-b")}, r"backups: .* pass a list: \[Provider"),
+        ({"backups": None}, "backups: .* pass a list"),
+        ({"backups": ["https://backup.example.com"]}, "backups: .* pass a list"),
+        ({"backups": "backup"}, "backups: .* pass a list"),
+        ({"model": 5}, "model: .* pass a name"),
+        ({"budget": 5.0}, "budget: .* whole number, Decimal or str"),
+        ({"budget": True}, "budget: .* whole number, Decimal or str"),
+        ({"budget": 0}, "budget: .* above 0"),
+        ({"budget": "NaN"}, "budget: .* above 0"),
+        ({"tokenizer": "cl100k"}, "tokenizer: .* pass a function"),
+        ({"prices": [1]}, "prices: .* pass {"),
+        ({"prices": {"gpt-4o": "0.01"}}, "prices: .* pass {"),
+        ({"prices": ()}, "prices: .* pass {"),
+        ({"system_role": "user"}, "system_role: .* 'fold'"),
+        ({"stream_usage": "no"}, "stream_usage: .* pass True or False"),
+        ({"require_finish_reason": 1}, "require_finish_reason: .* pass True or False"),
+        ({"ssl": False}, r"ssl: .* pass an ssl\.SSLContext"),
+        ({"insecure": "false"}, "insecure: .* pass True or False"),
+        ({"trust_env": "no"}, "trust_env: .* pass True or False"),
+        ({"allow_http": "no"}, "allow_http: .* pass True or False"),
+        ({"seed": 0.5}, "seed: .* pass a whole number"),
+        ({"seed": "x"}, "seed: .* pass a whole number"),
+        ({"headers": ()}, "headers: .* pass {"),
+        ({"headers": {"Expect": "100-continue"}}, "headers: Expect .* leave it out"),
+        ({"headers": {"connection": "close"}}, "headers: connection .* leave it out"),
     ],
 )
 def test_bad_options(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigurationError, match=says) as caught:
         Client(**{"api_key": KEY, **options})
     assert_tight(caught.value)
+
+
+@pytest.mark.parametrize("budget", [5, "5", "5.00", Decimal(5)])
+def test_a_budget(budget: Any) -> None:
+    assert Client(KEY, budget=budget).ledger.budget == 5
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    numpy = pytest.importorskip("numpy")
+    five = numpy.int64(5)
+    limits = Limits(five, requests_per_minute=numpy.float32(60), tokens_per_minute=five)
+    retry = Retry(five, base=five)
+    client = Client(KEY, limits=limits, retry=retry, budget=five, seed=five)
+    assert (type(limits.concurrency), limits.concurrency) == (int, 5)
+    assert (type(retry.attempts), retry.attempts) == (int, 5)
+    assert client.ledger.budget == 5
+    with pytest.raises(ConfigurationError, match="budget"):
+        Client(KEY, budget=numpy.float64(5))
+    for bad in (numpy.float64(5), numpy.int64(0), numpy.bool_(True)):
+        with pytest.raises(ConfigurationError, match="concurrency"):
+            Limits(bad)
+
+
+def test_the_same_seed_jitters_alike_whatever_made_it() -> None:
+    numpy = pytest.importorskip("numpy")
+
+    async def wait(seed: Any) -> float:
+        retry = Retry(attempts=2, base=0.1)
+        transport = Refusing()
+        async with Client(KEY, model="m", retry=retry, seed=seed, transport=transport) as client:
+            with pytest.raises(APIConnectionError):
+                await client.complete("x")
+        first, second = transport.asked
+        return second - first
+
+    plain, of_numpy, other = (asyncio.run(wait(seed)) for seed in (7, numpy.int64(7), 2))
+    assert plain == pytest.approx(of_numpy, abs=0.01)
+    assert other != pytest.approx(plain, abs=0.01)
+
+
+class Refusing:
+    """A transport to nowhere.
+
+    Attributes:
+        asked: When each request came.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def aclose(self) -> None:
+        pass
+
+    async def send(
+        self,
+        endpoint: Endpoint,
+        body: Body,
+        headers: Mapping[str, str],
+        deadline: Deadline,
+        *,
+        on_sent: Callable[[], None],
+        fresh: bool = False,
+    ) -> Exchange:
+        self.asked.append(asyncio.get_running_loop().time())
+        raise APIConnectionError("nobody is there")
 
 
 def test_an_ssl_context_must_verify() -> None:
@@ -135,13 +261,86 @@ async def test_before_and_after() -> None:
         await client.complete("x")
     async with client:
         assert "open=0 idle=0 in_flight=0" in repr(client)
+        with pytest.raises(RuntimeError, match="open already"):
+            await client.open()
+        with pytest.raises(RuntimeError, match="open already"):
+            async with client:
+                pass
     for call in (client.stream, client.map):
         with pytest.raises(RuntimeError, match="closed"):
             call("x")
-    with pytest.raises(RuntimeError, match="opened before"):
-        await client.__aenter__()
     await client.aclose()
     assert "closed" in repr(client)
+
+
+async def test_open_and_aclose_are_what_the_block_does(server: LocalServer) -> None:
+    client = await Client(server.api_key, base_url=server.base_url, model="gpt-4o").open()
+    assert (await client.complete("x")).text
+    assert "open=1" in repr(client)
+    await client.aclose()
+    await client.aclose()
+    assert "closed" in repr(client)
+    with pytest.raises(RuntimeError, match="closed"):
+        await client.complete("x")
+
+
+async def test_opened_again(server: LocalServer) -> None:
+    client = Client(server.api_key, base_url=server.base_url, model="gpt-4o", budget="1")
+    keys: list[str] = []
+    for times in range(1, 4):
+        async with client:
+            assert (await client.complete("x")).text
+            assert client.statistics().outcomes == {"ok": times}
+        keys.append(server.requests[-1].headers["Idempotency-Key"])
+    assert [(entry.provider, entry.calls) for entry in client.ledger.entries] == [("piapi", 3)]
+    assert client.ledger.spent > 0
+    assert len(set(keys)) == 3  # or a server might take one call for another
+
+
+def test_opened_again_on_another_loop() -> None:
+    server = RawServer([Repeat([ReadRequest(), Send(http_response(504, b"{}"))])])
+    made: list[Client] = []
+
+    async def fail(times: int) -> None:
+        async with server:
+            if not made:
+                options: dict[str, Any] = {"retry": Retry(attempts=1), "health": Health(failure_threshold=2)}
+                made.append(Client(KEY, base_url=server.base_url, model="gpt-4o", budget="1", **options))
+            client = made[0]
+            async with client:
+                with pytest.raises(InternalServerError):
+                    await client.complete("x")
+                (key,) = client.statistics().keys
+                assert key.breakers == {"gpt-4o": "open" if times == 2 else "closed"}
+                assert client.statistics().outcomes == {"status": times}
+
+    asyncio.run(fail(1))
+    unknown = made[0].ledger.unknown
+    assert unknown > 0
+    asyncio.run(fail(2))
+    assert made[0].ledger.unknown == 2 * unknown
+
+
+async def test_an_open_that_fails_leaves_the_client_as_it_was(server: LocalServer) -> None:
+    class Failing(SessionPool):
+        fails = True
+
+        async def __aenter__(self) -> Self:
+            if self.fails:
+                raise OSError("no sockets today")
+            return await super().__aenter__()
+
+    endpoints = Provider("piapi", server.base_url, server.api_key).endpoints()
+    pool = Failing(endpoints)
+    client = Client(server.api_key, base_url=server.base_url, model="gpt-4o", transport=pool)
+    for _ in range(2):
+        with pytest.raises(OSError, match="no sockets"):
+            await client.open()
+        with pytest.raises(RuntimeError, match="not open"):
+            await client.complete("x")
+    pool.fails = False
+    async with client:
+        assert "open=0" in repr(client)
 
 
 async def test_another_loop(client: Client) -> None:
@@ -187,6 +386,38 @@ async def test_closed_with_calls_under_way(server: LocalServer) -> None:
             await waiting
     assert caught.value.kind == "closed"
     assert caught.value.maybe_billed
+
+
+async def test_closed_with_calls_at_the_gate(server: LocalServer) -> None:
+    server.latency = 30
+    client = Client(server.api_key, base_url=server.base_url, model="gpt-4o", limits=Limits(concurrency=1), budget="1")
+    async with client:
+        first = asyncio.create_task(client.complete("x"))
+        while not server.requests:
+            await asyncio.sleep(0.001)
+        waiting: list[asyncio.Task[Any]] = [asyncio.create_task(client.complete("x")) for _ in range(3)]
+
+        async def stream() -> None:
+            async with client.stream("x"):
+                pass
+
+        waiting.append(asyncio.create_task(stream()))
+        while client.statistics().queued < 4:
+            await asyncio.sleep(0.001)
+        await client.aclose()
+        for call in (first, *waiting):
+            with pytest.raises(APIConnectionError) as caught:
+                await call
+            assert caught.value.kind == "closed"
+            assert caught.value.maybe_billed == (call is first)  # what waited was never sent
+            assert caught.value.provider == "piapi"
+            assert_tight(caught.value)
+    assert len(server.requests) == 1
+    assert (client.statistics().in_flight, client.statistics().queued) == (0, 0)
+    assert client.ledger.reserved == 0
+    server.latency = 0
+    async with client:  # and it can be used again
+        assert (await client.complete("x")).text
 
 
 async def test_closed_with_streams_under_way(server: LocalServer) -> None:
@@ -250,6 +481,35 @@ async def test_what_may_be_asked(server: LocalServer, client: Client) -> None:
     assert server.requests[-1].body["stream"] is True
 
 
+async def test_messages_is_another_name_of_prompt(server: LocalServer, client: Client) -> None:
+    message = {"role": "user", "content": "Hi!"}
+    for messages in ("Hi!", [message], [Message("user", "Hi!")], ChatRequest("Hi!")):
+        assert (await client.complete(messages=messages)).text
+        assert server.requests[-1].body["messages"] == [message]
+        async with client.stream(messages=messages) as stream:
+            assert (await stream.completion()).text
+        assert server.requests[-1].body["messages"] == [message]
+        assert client.quote(messages=messages) == client.quote("Hi!")
+
+
+async def test_one_of_prompt_and_messages(server: LocalServer, client: Client) -> None:
+    for call in (client.complete, client.stream, client.quote):
+        for arguments, says in (({}, "no prompt"), ({"prompt": PROMPT, "messages": PROMPT}, "two names")):
+            with pytest.raises(TypeError, match=says) as caught:
+                made = cast("Callable[..., Any]", call)(**arguments)
+                await made
+            assert_tight(caught.value)
+    assert server.requests == []
+
+
+def test_help_tells_of_every_parameter() -> None:
+    text = pydoc.plain(pydoc.render_doc(Client.complete))
+    names = [*inspect.signature(Client.complete).parameters, *ChatParams.__annotations__]
+    for name in set(names) - {"self"}:
+        assert re.search(rf"^ +(- `{name}`|{name}): \S", text, re.MULTILINE), name
+    assert "completion = await client.complete(" in text
+
+
 @pytest.mark.parametrize(
     ("prompt", "params", "error", "says"),
     [
@@ -260,6 +520,10 @@ async def test_what_may_be_asked(server: LocalServer, client: Client) -> None:
         (ChatRequest(PROMPT, stream=True), {}, InvalidRequestError, "client.stream"),
         (PROMPT, {"temprature": 1}, TypeError, "'temperature'"),
         (PROMPT, {"stream": True}, TypeError, "client.stream"),
+        (PROMPT, {"timeout": 5}, TypeError, "'timeout' .* 'deadline'"),
+        (PROMPT, {"max_retries": 5}, TypeError, "'max_retries' .*Retry"),
+        (PROMPT, {"modle": "gpt-4o"}, TypeError, "'model'"),
+        (PROMPT, {"zzz": 1}, TypeError, "'zzz'"),
     ],
 )
 async def test_refused_before_a_byte_is_sent(
@@ -498,19 +762,114 @@ async def test_a_long_cool_down_sends_those_in_the_queue_to_the_backup(server: L
             assert len(server.requests) == 1
 
 
-async def test_a_hedged_stream_that_lost_in_the_last_moment_is_closed() -> None:
-    begun = cast("Callable[..., _Begun]", _Begun)(*[None] * 4)
-    left: list[_Begun] = []
+PRICE = ModelInfo("gpt-4o", "2.5", "10", max_output_tokens=1000)
 
-    async def ready() -> _Begun:
-        return begun
 
-    async def leave(begun: _Begun) -> None:
-        left.append(begun)
+@attrs.frozen
+class Until(Step):
+    """Wait for an event."""
 
-    await _end([asyncio.create_task(ready())], leave)  # cancelled before its first step
-    assert not left
-    task = asyncio.create_task(ready())
-    await asyncio.wait([task])
-    await _end([task], leave)
-    assert left == [begun]
+    event: asyncio.Event
+
+    async def run(self, connection: Connection) -> None:
+        await self.event.wait()
+
+
+@asynccontextmanager
+async def race_of_two(how: str) -> AsyncIterator[tuple[Client, asyncio.Task[str], asyncio.Event]]:
+    """A hedged call whose two answers come when an event is set."""
+    both = asyncio.Event()
+    whole, begun = (ok(), ok()) if how == "complete" else (sse(WHOLE, DONE), sse_cut(WHOLE))
+    slow = [ReadRequest(), Until(both), Send(begun), Wait()]
+    async with RawServer([*[ReadRequest(), Send(whole)] * 21, *slow]) as primary, RawServer(slow) as second:
+        backup = Provider("backup", second.base_url, "sk-backup-key-0", prices={"gpt-4o": PRICE})
+        async with Client(
+            KEY, base_url=primary.base_url, model="gpt-4o", backups=[backup], retry=Retry(hedge=True), budget="1"
+        ) as client:
+            for _ in range(21):
+                await ask(client) if how == "complete" else await read(client)
+
+            async def race() -> str:
+                if how == "complete":
+                    return (await client.complete(PROMPT)).text
+                async with client.stream(PROMPT) as stream:
+                    return "".join([await anext(stream), await anext(stream)])
+
+            call = asyncio.create_task(race())
+            while not second.requests:
+                await asyncio.sleep(0.001)
+            yield client, call, both
+
+
+@pytest.mark.parametrize("how", ["complete", "stream"])
+async def test_two_hedged_answers_that_come_in_the_same_moment(how: str) -> None:
+    """One is taken, the other is closed, and both are booked."""
+    async with race_of_two(how) as (client, call, both):
+        both.set()
+        assert await call == "Hello!"
+        statistics = client.statistics()
+        assert (statistics.in_flight, sum(statistics.outcomes.values())) == (0, 21 + 2)
+        assert client.ledger.reserved == 0
+        booked = [entry.provider for entry in client.ledger.entries if entry.spent + entry.unknown]
+        assert booked == ["piapi", "backup"]
+        if how == "stream":
+            with anyio.fail_after(1):
+                while "open=0" not in repr(client):
+                    await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("steps", range(10))
+@pytest.mark.parametrize("how", ["complete", "stream"])
+async def test_a_hedged_call_that_is_cancelled_around_its_end(how: str, steps: int) -> None:
+    """Whatever the moment, nothing is left of either attempt."""
+    async with race_of_two(how) as (client, call, both):
+        both.set()
+        while "in_flight=2" in repr(client) and steps >= 5 and not call.done():
+            await asyncio.sleep(0)  # some of the steps count from the answers on, some from before
+        for _ in range(steps % 5):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.wait([call])
+        statistics = client.statistics()
+        assert (statistics.in_flight, sum(statistics.outcomes.values())) == (0, 21 + 2)
+        assert client.ledger.reserved == 0
+        with anyio.fail_after(1):
+            while "in_flight=0" not in repr(client):
+                await asyncio.sleep(0.001)
+
+
+async def test_a_plan_that_does_not_include_the_model(server: LocalServer) -> None:
+    theirs = "vendor/gpt-4o"
+    async with LocalServer(api_key="sk-backup-key-0", models=[theirs]) as other:
+        for backups in ([], [Provider("backup", other.base_url, other.api_key, models={"gpt-4o": theirs})]):
+            async with Client(
+                server.api_key, base_url=server.base_url, plan="free", model="gpt-4o", backups=backups
+            ) as client:
+                assert (await client.complete("x", model="gpt-4o-mini")).provider == "piapi"
+                if backups:
+                    assert (await client.complete("x")).provider == "backup"
+                else:
+                    with pytest.raises(InvalidRequestError, match="plan"):
+                        await client.complete(PROMPT)
+    assert {request.body["model"] for request in server.requests} == {"gpt-4o-mini"}
+
+
+async def test_thousands_at_once_are_sent_in_turns() -> None:
+    """More than a burst that begins at once would keep the loop from looking at the connections it made."""
+    count = 2 * BURST + 10
+    transport = Refusing()
+    async with Client(KEY, model="m", limits=Limits(count), retry=Retry(attempts=1), transport=transport) as client:
+        loop = asyncio.get_running_loop()
+        turns: list[int] = []
+
+        def look() -> None:
+            turns.append(len(transport.asked))
+            if len(turns) < 100:
+                loop.call_soon(look)
+
+        calls = [asyncio.create_task(client.complete("x")) for _ in range(count)]
+        look()
+        await asyncio.gather(*calls, return_exceptions=True)
+    steps = [after - before for before, after in pairwise(turns) if after > before]
+    assert sum(steps) == count
+    assert max(steps) <= BURST

@@ -440,6 +440,8 @@ async def test_J3_cancel_storm() -> None:
             before = len(asyncio.all_tasks())
             tasks = [asyncio.create_task(rng.choice((ask, read))(client)) for _ in range(1000)]
             loop = asyncio.get_running_loop()
+            while not served(client):  # on a busy machine, none may be under way yet
+                await asyncio.sleep(0.001)
             for task in tasks:
                 loop.call_later(rng.uniform(0, 1), task.cancel)
             ends = await asyncio.gather(*tasks, return_exceptions=True)
@@ -507,14 +509,17 @@ async def reader(client):
     async with client.stream("x") as stream:
         async for token in stream:
             print(token, flush=True)
+            started.set()
 
 async def service():
     async with Client("sk-x", base_url=sys.argv[1], model="m") as client:
         await asyncio.gather(reader(client), client.complete("x"))
 
 async def main():
+    global started
+    started = asyncio.Event()
     task = asyncio.create_task(service())
-    await asyncio.sleep(0.1)
+    await started.wait()
 
 asyncio.run(main())
 """

@@ -234,17 +234,32 @@ async def test_tokens_one_by_one() -> None:
             await anext(stream)
 
 
-async def test_an_iterator_that_is_kept_goes_on() -> None:
+async def test_an_iterator_is_its_own_iterator() -> None:
+    """As every iterator is: what takes one over, such as a second loop or a library, goes on with it."""
     async with ChatStream(source()) as stream:
-        tokens = aiter(stream)
-        async for token in tokens:
-            assert token == "a"
-            break
+        assert await anext(stream) == "a"
+        tokens = aiter(stream)  # goes on where `anext` was
+        assert aiter(tokens) is tokens
         assert [token async for token in tokens] == ["b"]
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
     async with ChatStream(source()) as stream:
         chunks = stream.chunks()
-        assert await anext(chunks)
+        async for _ in chunks:
+            break
         assert len([chunk async for chunk in chunks]) == 3
+
+
+async def test_an_iterator_that_is_kept_says_that_the_block_was_left() -> None:
+    async with ChatStream(source()) as stream:
+        async for token in (tokens := aiter(stream)):
+            assert token == "a"
+            break
+        rest = await anext(tokens)  # arrived together with the first
+    assert rest == "b"
+    for read in (tokens, stream):
+        with pytest.raises(RuntimeError, match="left before its end"):
+            await anext(read)
 
 
 async def test_one_consumer() -> None:
@@ -400,6 +415,26 @@ async def test_left_while_a_reader_is_cancelled_too() -> None:
             reader.cancel()
         await asyncio.wait([reader])
         assert reader.cancelled()
+        await closed(client)
+
+
+async def test_cancelled_while_it_leaves_another_task_reading() -> None:
+    async with dialled([*TEXT, Wait()]) as (client, _):
+        readers: list[asyncio.Task[ChatCompletion]] = []
+
+        async def leave() -> None:
+            async with client.stream(PROMPT) as stream:
+                assert await anext(stream) == "Hel"
+                readers.append(asyncio.create_task(stream.completion()))
+                await asyncio.sleep(0.01)
+                asyncio.get_running_loop().call_soon(leaver.cancel)
+
+        leaver = asyncio.create_task(leave())
+        await asyncio.wait([leaver])
+        assert leaver.cancelled()
+        with pytest.raises(APIConnectionError) as caught:
+            await readers[0]
+        assert caught.value.kind == "closed"
         await closed(client)
 
 

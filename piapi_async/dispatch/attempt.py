@@ -350,7 +350,6 @@ class AttemptInFlight:
             failover_on_auth=self._dispatcher.retry.failover_on_auth,
             should_retry=read_should_retry(headers),
         )
-        self._leave(now, good=False if rule.unhealthy else None)
         if self._builder is not None:
             error.partial, error.committed = self._builder.text, self._builder.has_content
             error.maybe_billed = error.maybe_billed or self._builder.begun
@@ -368,6 +367,8 @@ class AttemptInFlight:
         self._cool_down(failure, read_pause(headers, refused=self._status == 429))
         if rule.out_of_credit:
             self.upstream.off_until = now + self._dispatcher.retry.quota_cool_down
+        # Last: the next in the queue, who gets the place, must meet the cool-down.
+        self._leave(now, good=False if rule.unhealthy else None)
 
     def _abandon(self, now: float) -> None:
         """Note that the caller left, or its own code raised, or that the other of two hedged attempts won."""

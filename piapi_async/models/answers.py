@@ -19,9 +19,13 @@ Raw: TypeAlias = dict[str, object]
 """A provider's JSON object, as it was sent."""
 
 
+LONGEST_NUMBER = 4300
+"""Digits from which on Python refuses to convert a number (`sys.int_info`)."""
+
+
 def parse_int(digits: str) -> int | str:
     """Read a whole number of JSON. Python refuses to convert more than 4,300 digits; they stay text."""
-    return int(digits) if len(digits) < 4300 else digits
+    return int(digits) if len(digits) < LONGEST_NUMBER else digits
 
 
 def parse_float(digits: str) -> float | str:

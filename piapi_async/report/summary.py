@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import attrs
 
-from piapi_async.checkpoint import Note, read_notes
+from piapi_async.batch.records import Note, read_notes
 from piapi_async.report.formatting import shorten
 
 __all__ = ["MAX_ATTEMPTS", "PAUSE", "SHORTEST", "Names", "Summary", "Totals", "TotalsByName", "WorkTime", "summarize"]

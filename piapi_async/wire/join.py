@@ -154,7 +154,7 @@ class AnswerBuilder:
     def extend(self, chunks: Iterable[ChatCompletionChunk]) -> None:
         """Add chunks."""
         for chunk in chunks:
-            if not self.model:
+            if not (self.id and self.created and self.model):
                 self._take_header(chunk)
             for part in chunk.choices:
                 choice = self._choices.get(part.index)

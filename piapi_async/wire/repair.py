@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import cast
 
 from piapi_async.models import Usage
+from piapi_async.models.answers import LONGEST_NUMBER
 from piapi_async.wire.parse import JSON
 
 MAX_TOKENS = 1_000_000_000
@@ -35,8 +36,10 @@ def is_possible(usage: Usage) -> bool:
     return prompt >= 0 and completion >= 0 and prompt + completion == total <= MAX_TOKENS
 
 
-def _integer(value: object) -> int | None:
-    """`created` as some servers send it: 1695900828.0 or "1695900828"."""
+def _integer(value: object) -> object:
+    """`created` as some servers send it: 1695900828.0 or "1695900828". A number too long for Python is refused."""
+    if isinstance(value, str) and len(value) >= LONGEST_NUMBER:
+        return value
     try:
         return int(cast("str", value)) if isinstance(value, (int, float, str)) else None
     except (ValueError, OverflowError):

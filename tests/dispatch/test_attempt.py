@@ -396,6 +396,15 @@ async def test_the_cool_down(status: int, headers: Mapping[str, str], least: flo
     assert gate.bound == bound
 
 
+async def test_who_waits_for_the_place_meets_the_cool_down() -> None:
+    world = make({"one": [Answer([b"{}"], 429, {"retry-after": "30"}, think=1), OK]}, limits=Limits(1))
+    first, second = (asyncio.create_task(attempt(world)) for _ in range(2))
+    assert isinstance(await first, RateLimitError)
+    assert isinstance(await second, ChatCompletion)
+    assert [sent.at for sent in world.transport.sent][0] == 0
+    assert 31 <= world.transport.sent[1].at <= 34
+
+
 @pytest.mark.parametrize("answer", [Answer([QUOTA], 429), broken(APIConnectionError("no"))])
 async def test_no_cool_down(answer: Answer) -> None:
     world = make({"one": [answer]})

@@ -50,9 +50,11 @@ async def fails(pool: SessionPool, target: Endpoint, **options: Any) -> APIConne
 
 async def test_open_idle_in_flight(server: RawServer) -> None:
     target = endpoint(server)
-    pool: Transport | SessionPool = SessionPool([target])
+    pool = SessionPool([target])
     assert repr(pool) == "<SessionPool closed>"
-    async with pool:
+    transport: Transport = pool  # which type checkers check
+    async with pool as opened:
+        assert opened is transport
         assert repr(pool) == "<SessionPool open=0 idle=0 in_flight=0>"
         exchange = await send(pool, target)
         assert repr(pool) == "<SessionPool open=1 idle=0 in_flight=1>"

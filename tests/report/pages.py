@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
-from piapi_async.checkpoint import Note, key_of, make_line
+from piapi_async.batch.records import Note, key_of, make_line
 from piapi_async.report import write_report
 
 NOON = 1_795_003_200.0

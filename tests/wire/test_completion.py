@@ -229,9 +229,8 @@ def test_a_long_number_in_a_field_that_is_not_ours() -> None:
 
 
 def test_a_long_number_in_a_field_that_is_ours() -> None:
-    for name, seen in (("created", 0), ("usage", None)):
-        decoded = decode(completion(**{name: "?"}).replace(b'"?"', b"7" * 5000))
-        assert (getattr(decoded, name), decoded.text) == (seen, "Hello!")
+    assert "@ $.created" in str(refused(completion(created="?").replace(b'"?"', b"7" * 5000)))
+    assert decode(completion(usage="?").replace(b'"?"', b"7" * 5000)).usage is None
     body = completion(choices=[{"index": "?", "message": {}}]).replace(b'"?"', b"7" * 5000)
     assert "@ $.choices[0].index" in str(refused(body))
 

@@ -181,6 +181,7 @@ def test_a_reset_that_is_no_duration(reset: str) -> None:
 def test_several_ratelimit_fields_are_one_list() -> None:
     fields = [("RateLimit", '"a";r=1;t=1'), ("RateLimit", '"b";r=0;t=20, "c";r=0;t=10')]
     assert read_pause(as_read(fields)) == 20
+    assert read_pause(as_read([("RateLimit", '"b";r=0;t=20'), ("RateLimit", '"a";r=1;t=30')])) == 20
 
 
 def test_a_retry_after_that_is_too_long_is_capped_too() -> None:

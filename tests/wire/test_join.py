@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -71,6 +72,19 @@ def test_the_first_id_time_and_model_count() -> None:
         ChatCompletionChunk(), ChatCompletionChunk(id="c-1"), ChatCompletionChunk(id="c-2", created=7, model="gpt-4o")
     )
     assert (whole.id, whole.created, whole.model, whole.choices, whole.usage) == ("c-1", 7, "gpt-4o", (), None)
+
+
+def test_id_time_and_model_may_come_one_by_one() -> None:
+    headers: list[dict[str, Any]] = [
+        {"model": "gpt-4o"},
+        {"created": 7, "model": "another"},
+        {"id": "c-1", "created": 8},
+        {"id": "c-2"},
+    ]
+    for order in permutations(headers):
+        whole = join(*(ChatCompletionChunk(**header) for header in order))
+        first = {name: next(h[name] for h in order if name in h) for name in ("id", "created", "model")}
+        assert {name: getattr(whole, name) for name in first} == first
 
 
 def test_nothing_but_the_model_that_was_asked() -> None:

@@ -11,7 +11,13 @@ import attrs
 import pytest
 
 from piapi_async import ChatRequest, FunctionCall, InvalidRequestError, Message, ToolCall
-from piapi_async.wire import MAX_REQUEST_BYTES, decode_completion, encode_request, request_headers
+from piapi_async.wire import (
+    COMMON_HEADERS,
+    MAX_REQUEST_BYTES,
+    decode_completion,
+    encode_request,
+    request_headers,
+)
 from tests.wire.samples import completion
 
 WEATHER = {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
@@ -207,9 +213,7 @@ def test_a_body_shows_nothing() -> None:
 
 
 def test_the_headers_of_a_request() -> None:
-    assert request_headers("call-1", 2, stream=False) == {
-        "Accept": "application/json",
-        "Idempotency-Key": "call-1",
-        "X-Attempt": "2",
-    }
+    assert (COMMON_HEADERS["Accept"], COMMON_HEADERS["X-Attempt"]) == ("application/json", "1")
+    assert request_headers("call-1", 1, stream=False) == {"Idempotency-Key": "call-1"}
+    assert request_headers("call-1", 2, stream=False) == {"Idempotency-Key": "call-1", "X-Attempt": "2"}
     assert request_headers("call-1", 1, stream=True)["Accept"] == "text/event-stream"

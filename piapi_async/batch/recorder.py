@@ -1,0 +1,207 @@
+"""What becomes of each row: a line of the results, or another try in a later run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from decimal import Decimal
+
+import anyio
+import attrs
+import msgspec
+
+from piapi_async.batch.checkpoint import NO_SLOT, Checkpoint
+from piapi_async.batch.failures import is_maybe_billed, kind_of
+from piapi_async.batch.records import Note, make_line
+from piapi_async.batch.rows import Row
+from piapi_async.batch.status import BatchStatus, Stop
+from piapi_async.errors import APIError, APIStatusError, PiAPIError
+from piapi_async.ledger import Ledger, carry_forward
+from piapi_async.models import Attempt, ChatCompletion
+
+__all__ = ["Flight", "Recorder"]
+
+
+@attrs.define(eq=False, repr=False)
+class Flight:
+    """A row in flight.
+
+    Attributes:
+        row: The row.
+        began: When, on the loop's clock.
+        scope: Cancels it; used only before anything was sent.
+        asking: Whether the client has it; False while it waits for a part of the budget.
+        slot: Where the checkpoint notes that it was sent; None if it was not.
+        at_most: US dollars that a request for it may cost, as far as that is known.
+    """
+
+    row: Row
+    began: float
+    scope: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
+    asking: bool = False
+    slot: int | None = None
+    at_most: Decimal = Decimal(0)
+
+
+class Recorder:
+    """Writes results, and keeps the counts and sums of a run.
+
+    Failures of one kind in a row are held back: after `stop_after` of them the provider is at fault, not the rows. Then
+    the run stops and the rows stay pending. If something else comes first, the failures are recorded.
+
+    Args:
+        checkpoint: The files.
+        ledger: The client's books.
+        status: The counts and sums.
+        stop_after: Failures of one kind in a row that stop the run; None for no limit.
+        stop: Stops the run.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        ledger: Ledger,
+        status: BatchStatus,
+        *,
+        stop_after: int | None,
+        stop: Callable[[Stop, PiAPIError | None], None],
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._ledger = ledger
+        self._status = status
+        self._stop_after = stop_after
+        self._stop = stop
+        self._held: list[tuple[Flight, APIError, bytes]] = []
+        self._carried = Decimal(0), Decimal(0)
+
+    # -- counts and sums ---------------------------------------------------------------------------------------------
+
+    def carry_forward(self) -> None:
+        """Begin with the counts and sums of earlier runs."""
+        status, earlier = self._status, self._checkpoint.earlier
+        status.done, status.failed, status.before = earlier.done, earlier.failed, earlier.done + earlier.failed
+        status.torn, status.broken, status.maybe_billed = earlier.torn, earlier.broken, self._checkpoint.maybe_billed
+        carry_forward(self._ledger, earlier.spent, earlier.unknown)
+        self._carried = self._ledger.spent, self._ledger.unknown
+
+    def sum_up(self) -> None:
+        """Bring the sums of the status up to date."""
+        self._status.spent = self._checkpoint.earlier.spent + self._ledger.spent - self._carried[0]
+        self._status.unknown = self._unknown
+
+    @property
+    def _unknown(self) -> Decimal:
+        return self._checkpoint.earlier.unknown + self._ledger.unknown - self._carried[1]
+
+    # -- a row -------------------------------------------------------------------------------------------------------
+
+    def sent(self, flight: Flight) -> None:
+        """Note that a request is about to be sent."""
+        if flight.slot is None:
+            flight.slot = self._checkpoint.mark_sent(flight.row, flight.at_most)
+            self._stop_if_full()
+
+    def answered(self, flight: Flight, completion: ChatCompletion) -> None:
+        """Record an answer."""
+        self.record_held()
+        self._status.done += 1
+        if completion.usage is not None:
+            self._status.tokens += completion.usage.completion_tokens
+        self._save(flight, self._answer_line(flight, completion))
+
+    def failed(self, flight: Flight, error: Exception) -> None:
+        """Record a failure, or hold it back."""
+        line = self._failure_line(flight, error)
+        if self._stop_after is None or not isinstance(error, APIError):  # what was refused here is the row's own fault
+            self._record_failure(flight, line)
+            return
+        if self._held and kind_of(self._held[-1][1]) != kind_of(error):
+            self.record_held()
+        self._held.append((flight, error, line))
+        if len(self._held) >= self._stop_after:
+            self._stop("failures", error)
+            for held, failure, _ in self._held:
+                self.leave_pending(held, failure)
+            self._held.clear()
+
+    def leave_pending(self, flight: Flight, error: Exception) -> None:
+        """Record no result: the row is asked again by a later run. What may have been billed stays on record."""
+        if flight.slot is not None:
+            if is_maybe_billed(error):
+                self._checkpoint.keep_sent(flight.slot)
+            else:
+                self._checkpoint.mark_unbilled(flight.slot)
+            flight.slot = None
+
+    def record_held(self) -> None:
+        """Record the failures that were held back: the rows were at fault."""
+        held, self._held = self._held, []
+        for flight, _, line in held:
+            self._record_failure(flight, line)
+
+    def _record_failure(self, flight: Flight, line: bytes) -> None:
+        self._status.failed += 1
+        self._save(flight, line)
+
+    def _save(self, flight: Flight, line: bytes) -> None:
+        self._checkpoint.save(line, NO_SLOT if flight.slot is None else flight.slot)
+        flight.slot = None
+        self._stop_if_full()
+
+    def _stop_if_full(self) -> None:
+        if self._checkpoint.is_full:
+            self._stop("disk", None)
+
+    # -- a line ------------------------------------------------------------------------------------------------------
+
+    def _answer_line(self, flight: Flight, completion: ChatCompletion) -> bytes:
+        last, usage = completion.attempts[-1], completion.usage
+        note = attrs.evolve(
+            self._note(flight),
+            provider=completion.provider,
+            cost=None if completion.cost is None else _digits(completion.cost),
+            cost_estimated=completion.cost_estimated,
+            tokens_in=None if usage is None else usage.prompt_tokens,
+            tokens_out=None if usage is None else usage.completion_tokens,
+            attempts=len(completion.attempts),
+            latency=last.latency,
+            first_token=last.time_to_first_token,
+        )
+        body = msgspec.Raw(json.dumps(completion.raw, ensure_ascii=False).encode())
+        response = {"status_code": 200, "request_id": completion.request_id or "", "body": body}
+        return make_line(flight.row.custom_id, response, None, note)
+
+    def _failure_line(self, flight: Flight, error: Exception) -> bytes:
+        kind = kind_of(error)
+        attempts: tuple[Attempt, ...] = getattr(error, "attempts", ())
+        note = attrs.evolve(
+            self._note(flight),
+            failed=True,
+            kind=kind,
+            provider=getattr(error, "provider", ""),
+            attempts=len(attempts),
+            latency=attempts[-1].latency if attempts else 0.0,
+        )
+        response = _error_response(error) if isinstance(error, APIStatusError) else None
+        return make_line(flight.row.custom_id, response, {"code": kind, "message": str(error)}, note)
+
+    def _note(self, flight: Flight) -> Note:
+        row = flight.row
+        return Note(
+            key=row.key,
+            request=row.request,
+            model=str(row.fields.get("model")),
+            unknown=_digits(self._unknown - self._checkpoint.unknown_kept(row.key)),
+            elapsed=anyio.current_time() - flight.began,
+            finished=time.time(),
+        )
+
+
+def _error_response(error: APIStatusError) -> dict[str, object]:
+    details = {"message": str(error), "type": error.type, "param": error.param, "code": error.code}
+    return {"status_code": error.status_code, "request_id": error.request_id or "", "body": {"error": details}}
+
+
+def _digits(amount: Decimal) -> str:
+    return f"{amount.normalize():f}"

@@ -1,0 +1,136 @@
+"""The budget of a batch, and bills that are unknown; `faults.md` K15, K16 and K19."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from piapi_async import BatchStatus, BudgetExceededError
+from piapi_async.batch.records import read_notes
+from piapi_async.testing import Delay, Drop, LocalServer, Stall, Status
+from tests.batch.runs import MODEL, check_whole, ended, prompts, records, run, worst_case, write
+
+pytestmark = pytest.mark.anyio
+
+
+# -- K15: the budget -------------------------------------------------------------------------------------------------
+
+
+async def test_K15_cap_hit_with_64_in_flight(server: LocalServer, tmp_path: Path, out: Path) -> None:
+    source = write(tmp_path / "in.jsonl", prompts(200))
+    server.latency = 0.005
+    arguments: Any = {"concurrency": 64, "max_tokens": 100, "model": "gpt-4o"}
+    status = await run(server, source, out, options={"budget": "0.02"}, **arguments)
+    assert status.stopped == "budget"
+    assert isinstance(status.error, BudgetExceededError)
+    assert (status.failed, status.cut) == (0, ())
+    assert status.done == len(server.requests) > 64
+    assert status.pending == 200 - status.done > 0
+    assert status.spent == sum(Decimal(note.cost or 0) for note in read_notes(out)) <= Decimal("0.02")
+    worst = Decimal("0.02") - status.spent
+    again = await run(server, source, out, options={"budget": "0.02"}, **arguments)
+    assert (again.stopped, again.spent <= Decimal("0.02")) == ("budget", True)
+    assert again.done - status.done <= worst / (status.spent / status.done)  # what was spent before counts
+    rest = await run(server, source, out, options={"budget": "5"}, **arguments)
+    assert (rest.stopped, rest.done) == (None, 200)
+    assert rest.spent == sum(Decimal(note.cost or 0) for note in read_notes(out))
+    check_whole(out, 200)
+
+
+async def test_K15_room_for_one_at_a_time(server: LocalServer, tmp_path: Path, out: Path) -> None:
+    worst = await worst_case(server)
+    one = (await run(server, prompts(1), tmp_path / "one.jsonl", max_tokens=100)).spent
+    budget = worst + 10 * one  # others wait until the one under way has cost less than it might have
+    status = await run(server, prompts(10), out, options={"budget": budget}, concurrency=8, max_tokens=100)
+    assert (status.stopped, status.done) == (None, 10)
+    check_whole(out, 10)
+
+
+async def test_K15_told_to_end_while_waiting_for_the_budget(server: LocalServer, out: Path) -> None:
+    worst = await worst_case(server)
+    server.latency = 0.1
+    options = {"budget": worst * 3 / 2}
+    status = await ended(server, prompts(10), out, sent=1, options=options, concurrency=8, max_tokens=100)
+    assert (status.stopped, status.done, len(server.requests)) == ("interrupted", 1, 1)
+
+
+async def test_K15_nothing_fits(server: LocalServer, tmp_path: Path, out: Path) -> None:
+    source = write(tmp_path / "in.jsonl", prompts(10))
+    status = await run(server, source, out, options={"budget": "0.000001"}, max_tokens=100)
+    assert (status.stopped, status.done, status.pending) == ("budget", 0, 10)
+    assert server.requests == []
+
+
+# -- K16: unknown bills ----------------------------------------------------------------------------------------------
+
+
+async def stalled(server: LocalServer, source: Any, out: Path, **options: Any) -> BatchStatus:
+    """A run of two rows that is cut while both are under way."""
+    server.faults = lambda _number, _body: Stall()
+    status = await ended(server, source, out, sent=2, options=options, max_tokens=100, grace=0)
+    server.faults = []
+    return status
+
+
+async def test_K16_unknown_bills_outlive_the_run(server: LocalServer, tmp_path: Path, out: Path) -> None:
+    source = write(tmp_path / "in.jsonl", prompts(2))
+    worst = await worst_case(server)
+    status = await stalled(server, source, out)
+    assert (status.unknown, set(status.cut)) == (2 * worst, {"id-0", "id-1"})
+    status = await stalled(server, source, out, budget=5 * worst)
+    assert (status.unknown, status.stopped) == (4 * worst, "interrupted")
+    assert set(status.maybe_billed) == {"id-0", "id-1"}
+    status = await run(server, source, out, options={"budget": 5 * worst - Decimal("1e-9")}, max_tokens=100)
+    assert (status.stopped, status.unknown, status.done) == ("budget", 4 * worst, 0)
+    status = await run(server, source, out, options={"budget": 7 * worst}, max_tokens=100)
+    assert (status.stopped, status.unknown, status.done, status.maybe_billed) == (None, 4 * worst, 2, ("id-1", "id-0"))
+    status = await run(server, source, out, max_tokens=100)  # their slots are gone, and the notes tell
+    assert (status.unknown, status.maybe_billed) == (4 * worst, ())
+    notes = list(read_notes(out))
+    assert max(Decimal(note.unknown) for note in notes) == 4 * worst
+
+
+async def test_K16_a_failure_that_bills_nothing_takes_nothing_back(
+    server: LocalServer, tmp_path: Path, out: Path
+) -> None:
+    source = write(tmp_path / "in.jsonl", prompts(2))
+    before = await stalled(server, source, out)
+    server.faults = lambda _number, _body: Status(503)
+    status = await run(server, source, out, max_tokens=100, stop_after=1)
+    assert (status.stopped, status.unknown) == ("failures", before.unknown)
+    assert set(status.cut) == {"id-0", "id-1"}
+    server.faults = []
+    status = await run(server, source, out, max_tokens=100)
+    assert (set(status.maybe_billed), status.unknown, status.done) == ({"id-0", "id-1"}, before.unknown, 2)
+
+
+async def test_K16_failures_that_may_be_billed_count_once(server: LocalServer, tmp_path: Path, out: Path) -> None:
+    source = write(tmp_path / "in.jsonl", prompts(12))
+    worst = await worst_case(server)
+    server.faults = [Delay(0.6), *[Drop("fin")] * 10]
+    status = await run(server, source, out, concurrency=2, max_tokens=100)
+    assert (status.stopped, status.done, len(status.cut)) == ("failures", 1, 10)
+    unknown = status.unknown
+    assert unknown >= 10 * worst
+    status = await run(server, source, out, max_tokens=100)
+    assert (status.done, status.unknown) == (12, unknown)
+    assert (await run(server, source, out, max_tokens=100)).unknown == unknown
+
+
+# -- K19: no price ---------------------------------------------------------------------------------------------------
+
+
+async def test_K19_price_unknown(server: LocalServer, tmp_path: Path, out: Path) -> None:
+    rows: list[dict[str, object]] = [{"prompt": "x", "model": "gpt-3.5-turbo"}, {"prompt": "y"}]
+    source = write(tmp_path / "in.jsonl", rows)
+    status = await run(server, source, out, options={"budget": "5"}, max_tokens=10)
+    assert (status.done, status.failed, len(server.requests)) == (1, 1, 1)
+    assert "gpt-3.5-turbo" in records(out)["row-1"]["error"]["message"]
+    status = await run(server, source, out, retry_failed=True, max_tokens=10)
+    assert (status.done, status.failed) == (2, 0)
+    notes = {note.model: note.cost for note in read_notes(out)}
+    assert notes["gpt-3.5-turbo"] is None
+    assert status.spent == Decimal(notes[MODEL] or 0) > 0
