@@ -401,7 +401,7 @@ async def test_who_waits_for_the_place_meets_the_cool_down() -> None:
     first, second = (asyncio.create_task(attempt(world)) for _ in range(2))
     assert isinstance(await first, RateLimitError)
     assert isinstance(await second, ChatCompletion)
-    assert [sent.at for sent in world.transport.sent][0] == 0
+    assert world.transport.sent[0].at == 0
     assert 31 <= world.transport.sent[1].at <= 34
 
 
