@@ -223,12 +223,7 @@ class ChatStream:
             self._check_no_restarts()
             self._claim()
             self._tokens = deque()
-        while not self._tokens:
-            batch = await self._pull()
-            if batch is None:
-                raise StopAsyncIteration
-            self._tokens.extend(_tokens_of(batch))
-        return self._tokens.popleft()
+        return await anext(_Items(self._pull, _tokens_of, self._tokens))
 
     def chunks(self) -> AsyncIterator[ChatCompletionChunk]:
         """Iterate over whole chunks instead of tokens: all choices, fragments of calls, usage."""

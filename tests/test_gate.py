@@ -188,9 +188,21 @@ async def test_a_place_that_comes_with_the_cancel_is_not_lost(steps: int) -> Non
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
-    assert await second
+    assert await asyncio.wait_for(second, 5)
     gate.leave()
     assert_empty(gate)
+
+
+async def test_who_gives_up_stands_in_nobodys_way() -> None:
+    """The first in the queue waits for many tokens; when it leaves, the next one, who needs few, need not."""
+    gate = Gate("piapi", Limits(tokens_per_minute=600))
+    await gate.enter(Deadline(), 58)
+    first = await started(gate.enter(Deadline(), 60))
+    second = await started(gate.enter(Deadline(), 1))
+    assert not second.done()
+    first.cancel()
+    assert await asyncio.wait_for(second, 1)  # the first one's tokens would take six seconds
+    assert first.cancelled()
 
 
 async def test_everybody_is_cancelled() -> None:
@@ -573,7 +585,7 @@ async def test_those_that_wait_are_sent_away_when_the_client_closes() -> None:
     gate.close()
     for waiter in waiters:
         with pytest.raises(APIConnectionError, match="piapi") as raised:
-            await waiter
+            await asyncio.wait_for(waiter, 5)
         assert (raised.value.kind, raised.value.maybe_billed) == ("closed", False)
     assert (gate.in_flight, gate.queued) == (1, 0)
 
@@ -596,6 +608,28 @@ def test_a_closed_gate_opens_again_on_another_loop() -> None:
     for _ in range(2):
         asyncio.run(use())
     assert_empty(gate)
+
+
+def test_a_closed_gate_has_forgotten_a_loop_that_broke_off() -> None:
+    """As by Ctrl-C, in a burst."""
+    gate = Gate("piapi", Limits(concurrency=10 * BURST))
+
+    async def interrupted() -> None:
+        for _ in range(BURST):
+            assert await gate.enter(Deadline())
+            gate.leave()
+        raise KeyboardInterrupt
+
+    loop = asyncio.new_event_loop()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(interrupted())
+    loop.close()
+    gate.close()
+
+    async def again() -> None:
+        assert await asyncio.wait_for(gate.enter(Deadline()), 5)
+
+    asyncio.run(again())
 
 
 async def test_what_ends_at_once_is_not_admitted() -> None:

@@ -221,7 +221,7 @@ async def test_a_retry_waits_before_it_takes_anything() -> None:
 
 
 async def test_a_provider_that_falls_sick_while_a_retry_waits_is_left_alone() -> None:
-    world = make({"one": [refused(503), OK], "two": [OK]}, retry=Retry(base=8))
+    world = make({"one": [refused(503), OK], "two": [OK]}, retry=Retry(base=3))
     world.key(1).gate.pause(4)  # longer than a failover takes
     call = world.call()
     await attempt(world, call)
@@ -394,6 +394,15 @@ async def test_the_cool_down(status: int, headers: Mapping[str, str], least: flo
     gate = world.key().gate
     assert least <= gate.pause_left(time()) <= most
     assert gate.bound == bound
+
+
+async def test_who_waits_for_the_place_meets_the_cool_down() -> None:
+    world = make({"one": [Answer([b"{}"], 429, {"retry-after": "30"}, think=1), OK]}, limits=Limits(1))
+    first, second = (asyncio.create_task(attempt(world)) for _ in range(2))
+    assert isinstance(await first, RateLimitError)
+    assert isinstance(await second, ChatCompletion)
+    assert world.transport.sent[0].at == 0
+    assert 31 <= world.transport.sent[1].at <= 34
 
 
 @pytest.mark.parametrize("answer", [Answer([QUOTA], 429), broken(APIConnectionError("no"))])
@@ -656,6 +665,14 @@ async def test_a_streaming_probe_is_good_with_its_first_event() -> None:
     await attempt(world)
     assert breaker.state(time()) == "open"  # the next failure counts as before
     world.assert_idle()
+
+
+async def test_a_streaming_probe_counts_once() -> None:
+    world = make({"one": [refused(503), STREAM]}, health=SICK_AT_ONCE)
+    await half_open(world)
+    for state in ("half-open", "closed"):
+        assert isinstance(await attempt_stream(world), ChatCompletion)
+        assert world.key().breaker("gpt-4o").state(time()) == state
 
 
 async def test_a_streaming_probe_that_breaks_off_after_its_first_event_is_a_failure() -> None:
