@@ -12,20 +12,20 @@ import random
 import ssl as ssl_module
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack, cast
 
 import attrs
 
 from piapi_async.billing import Billing, Quote
-from piapi_async.catalog import ModelInfo, allows, from_dollars
+from piapi_async.catalog import ModelInfo, allows
 from piapi_async.dispatch import Dispatcher, Statistics
 from piapi_async.errors import ConfigurationError, InvalidRequestError, PiAPIError, Secret
-from piapi_async.ledger import Books, Ledger
+from piapi_async.ledger import Books, Ledger, read_budget
 from piapi_async.models import ChatCompletion, ChatParams, ChatRequest, Prompt, Result
 from piapi_async.models.checks import plain_number
+from piapi_async.models.requests import check_names
 from piapi_async.policy import Deadline, Health, Limits, Retry, Timeout
 from piapi_async.pool import SessionPool, Transport
 from piapi_async.provider import Provider, check_proxy, read_keys
@@ -41,17 +41,6 @@ BASE_URL = "https://api.piapi.ai/v1"
 """Where PiAPI answers, by its page."""
 
 NO_DEADLINE = Deadline()
-
-_PARAMETERS = frozenset(ChatParams.__annotations__)
-
-_MEANT = {
-    "timeout": "deadline",
-    "max_retries": "Client(retry=Retry(attempts=…))",
-    "extra_headers": "Client(headers=…)",
-    "default_headers": "Client(headers=…)",
-    "max_output_tokens": "max_tokens",
-}
-"""What the OpenAI SDK and others call it → what it is here."""
 
 _Refusal: TypeAlias = InvalidRequestError | TypeError
 
@@ -161,7 +150,7 @@ class Client:
         self.limits = limits
         self._plan = plan
         self._providers = (primary, *backups)
-        books = Books(_read_budget(budget))
+        books = Books(read_budget(budget))
         self.ledger = Ledger(books)
         rng = random.Random(None if seed is None else int(seed))  # jitter is no secret
         upstreams = [Upstream.of(provider, limits, retry, health, rng) for provider in self._providers]
@@ -370,7 +359,7 @@ class Client:
         from piapi_async.fanout import Results  # deferred: it needs anyio, which few programs load otherwise
 
         self._check_usable()
-        _check_names(params)
+        check_names(params)
 
         async def ask(index: int, prompt: Prompt) -> Result:
             call = self._prepare(prompt, None, model, deadline, params)
@@ -460,7 +449,7 @@ class Client:
 
     def _request(self, prompt: Prompt, model: str | None, params: ChatParams, *, stream: bool) -> ChatRequest:
         if params:
-            _check_names(params)
+            check_names(params)
         if isinstance(prompt, ChatRequest):
             request = self._changed(prompt, model, params, stream=stream)
         else:
@@ -564,36 +553,3 @@ def _check_types(**options: object) -> None:
         is_right, wanted = _OPTIONS[name]
         if not is_right(value):
             raise ConfigurationError(f"{name}: this {type(value).__name__} does not fit; pass {wanted}")
-
-
-def _read_budget(budget: object) -> int | None:
-    """The budget in picodollars."""
-    if budget is None:
-        return None
-    amount: Decimal | None = None
-    whole = plain_number(budget)
-    if isinstance(budget, (str, Decimal)) or isinstance(whole, int):
-        with suppress(InvalidOperation):
-            amount = Decimal(whole if isinstance(whole, int) else cast("str", budget))
-    if amount is None or not amount.is_finite() or amount <= 0:
-        raise ConfigurationError(
-            "budget: it is not an amount above 0; pass US dollars as a whole number, Decimal or str, such as '5.00'"
-        )
-    return from_dollars(amount)
-
-
-def _check_names(params: ChatParams) -> None:
-    unknown = [name for name in params if name not in _PARAMETERS]
-    if "stream" in unknown:
-        raise TypeError("stream is no parameter; call client.stream() for a stream, client.complete() for none")
-    if unknown:
-        raise _unknown_parameter(unknown[0])
-
-
-def _unknown_parameter(name: str) -> TypeError:
-    import difflib  # deferred: few programs get a name wrong
-
-    near = _MEANT.get(name)
-    if near is None:
-        near = difflib.get_close_matches(name, [*_PARAMETERS, "model", "messages", "deadline"], n=1, cutoff=0)[0]
-    return TypeError(f"{name!r} is no parameter; the nearest one is {near!r} (anything else goes into extra_body)")

@@ -9,14 +9,17 @@ step. `Ledger` shows the books to the caller.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from decimal import Decimal
+from contextlib import suppress
+from decimal import Decimal, InvalidOperation
+from typing import cast
 
 import attrs
 
 from piapi_async.catalog import from_dollars, to_dollars
-from piapi_async.errors import BudgetExceededError
+from piapi_async.errors import BudgetExceededError, ConfigurationError
+from piapi_async.models.checks import plain_number
 
-__all__ = ["Books", "Ledger", "LedgerEntry", "Row", "carry_forward"]
+__all__ = ["Books", "Ledger", "LedgerEntry", "Row", "carry_forward", "read_budget"]
 
 
 @attrs.define
@@ -224,6 +227,29 @@ class Ledger:
     def __repr__(self) -> str:
         budget = "" if self._books.budget is None else f" budget={self.budget:f}"
         return f"<Ledger spent={self.spent:f} reserved={self.reserved:f} unknown={self.unknown:f}{budget}>"
+
+
+def read_budget(budget: object) -> int | None:
+    """Return a budget in picodollars; None for no limit.
+
+    Args:
+        budget: US dollars as a whole number, Decimal or str; a float is refused, as its decimals aren't what was meant.
+
+    Raises:
+        ConfigurationError: It is no amount above 0.
+    """
+    if budget is None:
+        return None
+    amount: Decimal | None = None
+    whole = plain_number(budget)
+    if isinstance(budget, (str, Decimal)) or isinstance(whole, int):
+        with suppress(InvalidOperation):
+            amount = Decimal(whole if isinstance(whole, int) else cast("str", budget))
+    if amount is None or not amount.is_finite() or amount <= 0:
+        raise ConfigurationError(
+            "budget: it is not an amount above 0; pass US dollars as a whole number, Decimal or str, such as '5.00'"
+        )
+    return from_dollars(amount)
 
 
 def carry_forward(ledger: Ledger, spent: Decimal, unknown: Decimal) -> None:

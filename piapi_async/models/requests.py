@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias, TypedDict
 
 import attrs
@@ -111,3 +111,37 @@ class ChatRequest:
                 checked = CHECKS[name](name, value)
                 if checked is not value:
                     object.__setattr__(self, name, checked)
+
+
+_PARAMETERS = frozenset(ChatParams.__annotations__)
+
+_MEANT = {
+    "timeout": "deadline",
+    "max_retries": "Client(retry=Retry(attempts=…))",
+    "extra_headers": "Client(headers=…)",
+    "default_headers": "Client(headers=…)",
+    "max_output_tokens": "max_tokens",
+}
+"""What the OpenAI SDK and others call it → what it is here."""
+
+
+def check_names(params: Iterable[str]) -> None:
+    """Check the names of a call's parameters.
+
+    Raises:
+        TypeError: There is no such parameter; the text names the one that was probably meant.
+    """
+    unknown = [name for name in params if name not in _PARAMETERS]
+    if "stream" in unknown:
+        raise TypeError("stream is no parameter; call client.stream() for a stream, client.complete() for none")
+    if unknown:
+        raise _unknown(unknown[0])
+
+
+def _unknown(name: str) -> TypeError:
+    import difflib  # deferred: few programs get a name wrong
+
+    near = _MEANT.get(name)
+    if near is None:
+        near = difflib.get_close_matches(name, [*_PARAMETERS, "model", "messages", "deadline"], n=1, cutoff=0)[0]
+    return TypeError(f"{name!r} is no parameter; the nearest one is {near!r} (anything else goes into extra_body)")

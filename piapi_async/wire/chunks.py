@@ -55,7 +55,7 @@ class ChunkDecoder:
             APIResponseError: The event is neither a chunk nor an error.
         """
         data = event.data
-        odd = event.event != "message" or self._halves or '"error"' in data or not data.startswith("{")
+        odd = event.event != "message" or self._halves or '"error"' in data
         if not odd and (len(data) <= SHALLOW or not may_be_deep(data.encode())):
             try:
                 chunk: ChatCompletionChunk = self._structure(data, ChatCompletionChunk)

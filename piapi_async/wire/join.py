@@ -138,6 +138,7 @@ class AnswerBuilder:
     model: str = ""
     usage: Usage | None = None
     begun: bool = False
+    _has_header: bool = attrs.field(default=False, init=False)  # id, created and model have come
     _choices: dict[int, _ChoiceParts] = attrs.field(factory=_no_choices, init=False)
 
     @property
@@ -153,14 +154,13 @@ class AnswerBuilder:
 
     def extend(self, chunks: Iterable[ChatCompletionChunk]) -> None:
         """Add chunks."""
+        choices = self._choices
         for chunk in chunks:
-            if not (self.id and self.created and self.model):
+            if not self._has_header:
                 self._take_header(chunk)
             for part in chunk.choices:
-                choice = self._choices.get(part.index)
-                if choice is None:
-                    choice = self._choices[part.index] = _ChoiceParts()
-                delta = part.delta
+                index, delta = part.index, part.delta
+                choice = choices.get(index) or choices.setdefault(index, _ChoiceParts())
                 if delta.content:
                     choice.content.append(delta.content)
                 if part.finish_reason is not None or part.logprobs is not None:
@@ -175,6 +175,7 @@ class AnswerBuilder:
         self.id = self.id or chunk.id or ""
         self.created = self.created or chunk.created or 0
         self.model = self.model or chunk.model or ""
+        self._has_header = bool(self.id and self.created and self.model)
 
     def check_end(self, *, terminated: bool, broken: bool = False, require_finish_reason: bool = False) -> None:
         """Say whether an ended stream is whole.
