@@ -37,7 +37,7 @@ request (ours, a guess on the high side: no page that we know gives a bound)."""
 _NO_TABLE: Mapping[str, ModelInfo] = MappingProxyType({})
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False, repr=False)
 class Account:
     """One provider's model in the books.
 

@@ -22,7 +22,7 @@ from piapi_async.models.checks import plain_number
 __all__ = ["Books", "Ledger", "LedgerEntry", "Row", "carry_forward", "read_budget"]
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Row:
     """What one provider's model cost so far, as in `LedgerEntry`, in picodollars."""
 
@@ -59,7 +59,7 @@ class LedgerEntry:
     unpriced: int
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Books:
     """The books of one client, in picodollars.
 

@@ -239,7 +239,7 @@ class Provider:
         return tuple(Endpoint(self.name, url, secret, self.headers) for secret in self.api_key)
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False, repr=False)
 class Endpoint:
     """Where one key's requests go.
 

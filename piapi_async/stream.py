@@ -107,7 +107,7 @@ async def read_chunks(
     builder.check_end(terminated=ended, broken=broken, require_finish_reason=require_finish_reason)
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class _Batch:
     """What one read brought.
 

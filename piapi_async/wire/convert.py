@@ -25,8 +25,6 @@ OWN_FIELDS = ("cost", "cost_estimated", "provider", "attempts", "request_id", "b
 ENGINE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 """What msgspec raises for bad input: syntax and types, bad UTF-8 and surrogates, too deep."""
 
-_decode_chunk = msgspec.json.Decoder(ChatCompletionChunk).decode
-
 
 @cache
 def converter(*, detailed: bool = False) -> cattrs.Converter:
@@ -101,10 +99,11 @@ def _structure_chunk(converter: cattrs.Converter) -> Callable[[object, object], 
         _cattrs_detailed_validation=converter.detailed_validation,
         data=override(omit=True),
     )
+    decode = msgspec.json.Decoder(ChatCompletionChunk).decode
 
     def structure_chunk(value: object, _: object) -> ChatCompletionChunk:
         if isinstance(value, str):
-            chunk = _decode_chunk(value)
+            chunk = decode(value)
             chunk.data = value  # whatever field of this name the text has
             return chunk
         return structure(cast("JSON", value), ChatCompletionChunk)
