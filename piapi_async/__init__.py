@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from piapi_async.billing import Quote
 from piapi_async.client import Client
-from piapi_async.dispatch import KeyStatistics, Statistics
 from piapi_async.errors import (
     AllProvidersFailedError,
     APIConnectionError,
@@ -48,19 +47,22 @@ from piapi_async.stream import ChatStream, Restarted
 
 if TYPE_CHECKING:
     from piapi_async.batch import BatchStatus, quote_batch, run_batch
+    from piapi_async.dispatch.statistics import KeyStatistics, Statistics
     from piapi_async.fanout import Results
 
     __version__: str
 else:  # out of the sight of type checkers, for whom any name would be there
 
     def __getattr__(name: str) -> object:
-        """Load what few programs need when it is asked for: `fanout` needs anyio; `batch` SQLite too, and POSIX."""
+        """Load what few programs need when it is asked for; `fanout` needs anyio, `batch` SQLite too, and POSIX."""
         if name == "__version__":
             from importlib.metadata import version
 
             return version("piapi-async")
         if name == "Results":
             from piapi_async import fanout as module
+        elif name in ("KeyStatistics", "Statistics"):
+            from piapi_async.dispatch import statistics as module
         elif name in ("BatchStatus", "quote_batch", "run_batch"):
             from piapi_async import batch as module
         else:

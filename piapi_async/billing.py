@@ -37,7 +37,7 @@ request (ours, a guess on the high side: no page that we know gives a bound)."""
 _NO_TABLE: Mapping[str, ModelInfo] = MappingProxyType({})
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Account:
     """One provider's model in the books.
 
@@ -52,7 +52,7 @@ class Account:
     vendor: tuple[int, int] | None
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Quote:
     """What a call would cost.
 

@@ -20,7 +20,7 @@ import attrs
 
 from piapi_async.billing import Billing, Quote
 from piapi_async.catalog import ModelInfo, allows
-from piapi_async.dispatch import Dispatcher, Statistics
+from piapi_async.dispatch import Dispatcher
 from piapi_async.errors import ConfigurationError, InvalidRequestError, PiAPIError, Secret
 from piapi_async.ledger import Books, Ledger, read_budget
 from piapi_async.models import ChatCompletion, ChatParams, ChatRequest, Prompt, Result
@@ -33,6 +33,7 @@ from piapi_async.route import Call, Router, Upstream
 from piapi_async.stream import ChatStream
 
 if TYPE_CHECKING:
+    from piapi_async.dispatch.statistics import Statistics
     from piapi_async.fanout import Results
 
 __all__ = ["Client"]

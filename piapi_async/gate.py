@@ -24,7 +24,7 @@ BURST = 256
 busy that their connections, though made, are not looked at before the connect timer is over (ours)."""
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class _Bucket:
     """At most `per_minute` of something in any 60 seconds.
 
@@ -59,7 +59,7 @@ class _Bucket:
 _Outcome: TypeAlias = Literal["admitted", "paused for too long", "timed out", "closed"]
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class _Waiter:
     """A caller in the queue; one that is admitted has its place already."""
 

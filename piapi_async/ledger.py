@@ -22,7 +22,7 @@ from piapi_async.models.checks import plain_number
 __all__ = ["Books", "Ledger", "LedgerEntry", "Row", "carry_forward", "read_budget"]
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Row:
     """What one provider's model cost so far, as in `LedgerEntry`, in picodollars."""
 
@@ -34,7 +34,7 @@ class Row:
     unpriced: int = 0
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class LedgerEntry:
     """What one provider's model cost so far. Amounts in US dollars.
 
@@ -59,7 +59,7 @@ class LedgerEntry:
     unpriced: int
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Books:
     """The books of one client, in picodollars.
 
@@ -125,7 +125,7 @@ class Books:
             row.estimated += cost
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen(eq=False, repr=False, slots=False)
 class Ledger:
     """What a client spent, has reserved, and saved. Prints as a table. All amounts are US dollars."""
 

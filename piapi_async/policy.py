@@ -72,7 +72,7 @@ def _shown(value: object) -> str:
     return repr(value) if isinstance(value, (int, float)) else f"a {type(value).__name__}"
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Limits:
     """How much one provider key may be asked at once.
 
@@ -107,7 +107,7 @@ def _hedge_share(share: float) -> float:
     return 0.05 * share if isinstance(share, bool) else share
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Retry:
     """How often, after what wait, and where a failed request is sent again. Times in seconds.
 
@@ -167,7 +167,7 @@ class Retry:
         return rng.uniform(0, min(cap, base * 2 ** min(retries, 64)))
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Health:
     """When a provider counts as sick, and when as healthy again. Times in seconds.
 
@@ -200,7 +200,7 @@ class Health:
             _check_number(name, getattr(self, name), 0)
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Timeout:
     """The timers of one request, in seconds above 0; each None for never.
 
@@ -240,7 +240,7 @@ _REASONING = r"(?i)(.*/)?(o\d|deepseek-r)"
 Timer = Literal["connect", "deadline", "first_event", "pool", "progress", "total"]
 
 
-@attrs.define
+@attrs.define(slots=False)
 class Deadline:
     """When a wait ends in `APITimeoutError`.
 
@@ -293,7 +293,7 @@ _WAITS: Mapping[Timer, str] = {
 # -- what an error means for the next attempt --------------------------------------------------------------------------
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class RetryRule:
     """What may follow a failed attempt.
 

@@ -193,7 +193,7 @@ def _check_prices(prices: Mapping[str, ModelInfo]) -> Mapping[str, ModelInfo]:
     raise ConfigurationError("prices: it must map model names to prices; pass {'gpt-4o': ModelInfo('gpt-4o', …)}")
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Provider:
     """One place that answers chat completions: PiAPI itself, or a backup.
 
@@ -239,7 +239,7 @@ class Provider:
         return tuple(Endpoint(self.name, url, secret, self.headers) for secret in self.api_key)
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Endpoint:
     """Where one key's requests go.
 

@@ -30,7 +30,7 @@ _OURS = ("deadline", "closed", "local")
 """Kinds of errors that end a call, whatever other providers there are: they come from this side."""
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class UpstreamKey:
     """One key of a provider, with the state that belongs to it.
 
@@ -61,7 +61,7 @@ class UpstreamKey:
         return breaker is None or breaker.closed or breaker.admits(now)
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Upstream:
     """A provider, with its keys and what all of them share.
 
@@ -115,7 +115,7 @@ class Upstream:
         return seen[len(seen) * 95 // 100] if len(seen) >= SAMPLES // 10 else None
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Failure:
     """How a call's attempts at one provider failed.
 
@@ -139,7 +139,7 @@ class Failure:
         return self.times > self.rule.retries
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Call:
     """One call of the caller, over all its attempts. Its `repr` does not show what is asked.
 
@@ -189,7 +189,7 @@ class Call:
         return [upstream for upstream in self.upstreams if upstream not in self.failures]
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Route:
     """Where an attempt goes.
 

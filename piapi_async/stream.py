@@ -11,13 +11,14 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeAlias, TypeVar, cast
+from typing import Generic, Self, TypeAlias, TypeVar, cast
 
 import attrs
 
 from piapi_async.errors import APIConnectionError, APIError, Secret, StreamTooLargeError
 from piapi_async.models import ChatCompletion, ChatCompletionChunk
 from piapi_async.policy import Deadline
+from piapi_async.pool import Exchange
 from piapi_async.sse import ServerSentEvent, SSEDecoder
 from piapi_async.wire import AnswerBuilder, ChunkDecoder, as_chunk, decode_completion
 
@@ -29,20 +30,8 @@ T = TypeVar("T")
 # -- reading chunks ----------------------------------------------------------------------------------------------------
 
 
-class Readable(Protocol):
-    """What is read from: a `pool.Exchange`, or a test's stand-in."""
-
-    def read(self, deadline: Deadline) -> Awaitable[bytes]:
-        """Return the bytes that have arrived, `b""` at the end."""
-        ...
-
-    async def read_all(self, deadline: Deadline, start: bytes = b"") -> bytes:
-        """Return the whole body, `start` in front."""
-        ...
-
-
 async def read_chunks(
-    exchange: Readable,
+    exchange: Exchange,
     builder: AnswerBuilder,
     *,
     first_event: Deadline,
@@ -107,7 +96,7 @@ async def read_chunks(
     builder.check_end(terminated=ended, broken=broken, require_finish_reason=require_finish_reason)
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class _Batch:
     """What one read brought.
 

@@ -51,7 +51,8 @@ ORDER = (
 
 DEFERRED = {
     "client": {"fanout"},  # it brings anyio along, which who never fans out need not load
-    "__init__": {"batch", "fanout"},  # the same, and SQLite
+    "__init__": {"batch", "dispatch", "fanout"},  # the same, SQLite, and the statistics, which few programs ask for
+    "dispatch": {"dispatch"},  # the statistics again
     "__main__": {"cli"},  # it must start, and say so, where the extra `cli` is not installed
 }
 """Imports of our own inside functions, each with its reason; there are no others."""

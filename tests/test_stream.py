@@ -28,7 +28,7 @@ from piapi_async.errors import InternalServerError, StreamTooLargeError
 from piapi_async.policy import Deadline
 from piapi_async.stream import read_chunks
 from piapi_async.testing import Close, LocalServer, ReadRequest, Send, Step, Wait
-from piapi_async.wire import AnswerBuilder
+from piapi_async.wire import AnswerBuilder, Headers
 from tests.leaks import PROMPT, assert_tight
 from tests.wires import WHOLE, chunk, dialled, sse, sse_closed, sse_cut
 
@@ -37,6 +37,9 @@ pytestmark = pytest.mark.anyio
 
 class Bytes:
     """An exchange that holds its body already."""
+
+    status = 200
+    headers: Headers = {}
 
     def __init__(self, *pieces: bytes, error: APIConnectionError | None = None) -> None:
         self.pieces = list(pieces)
@@ -50,6 +53,15 @@ class Bytes:
     async def read_all(self, deadline: Deadline, start: bytes = b"") -> bytes:
         body, self.pieces = start + b"".join(self.pieces), []
         return body
+
+    async def read_start(self, deadline: Deadline, limit: int = 1 << 16) -> bytes:
+        return await self.read_all(deadline)
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def batches(

@@ -23,7 +23,7 @@ from piapi_async.models import Attempt, ChatCompletion
 __all__ = ["Flight", "Recorder"]
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Flight:
     """A row in flight.
 

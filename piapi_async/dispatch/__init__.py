@@ -11,6 +11,5 @@ from __future__ import annotations
 from piapi_async.dispatch.attempt import AttemptInFlight
 from piapi_async.dispatch.dispatcher import Dispatcher, StreamItem
 from piapi_async.dispatch.hedge import HedgedAttempt
-from piapi_async.dispatch.statistics import KeyStatistics, Statistics
 
-__all__ = ["AttemptInFlight", "Dispatcher", "HedgedAttempt", "KeyStatistics", "Statistics", "StreamItem"]
+__all__ = ["AttemptInFlight", "Dispatcher", "HedgedAttempt", "StreamItem"]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
 from piapi_async.billing import Billing
 from piapi_async.dispatch.attempt import AttemptInFlight
 from piapi_async.dispatch.hedge import HedgeCount, HedgedAttempt
-from piapi_async.dispatch.statistics import KeyStatistics, Statistics
 from piapi_async.ledger import Books
 from piapi_async.models import ChatCompletion, ChatCompletionChunk
 from piapi_async.policy import Retry, Timeout
@@ -19,11 +18,14 @@ from piapi_async.pool import Transport
 from piapi_async.route import Call, Router, Upstream
 from piapi_async.stream import Restarted
 
+if TYPE_CHECKING:
+    from piapi_async.dispatch.statistics import Statistics
+
 StreamItem: TypeAlias = list[ChatCompletionChunk] | Restarted | ChatCompletion
 """What comes out of a stream: lists of chunks (an empty one once it is open), and the whole answer last."""
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Dispatcher:
     """What all calls of a client share.
 
@@ -95,6 +97,8 @@ class Dispatcher:
 
     def statistics(self) -> Statistics:
         """The state of every key of every provider."""
+        from piapi_async.dispatch.statistics import KeyStatistics, Statistics  # deferred: few programs ask for it
+
         now = self.clock()
         keys = tuple(
             KeyStatistics(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from piapi_async.dispatch.dispatcher import Dispatcher
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class HedgeCount:
     """How many calls could have been hedged, and how many were."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import attrs
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class KeyStatistics:
     """The state of one key of a provider.
 
@@ -32,7 +32,7 @@ class KeyStatistics:
     retries: int
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Statistics:
     """The state of a client.
 

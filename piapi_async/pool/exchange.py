@@ -20,29 +20,29 @@ from piapi_async.wire import Headers
 if TYPE_CHECKING:
     from piapi_async.pool.session import EndpointSession
 
+    class Inflate(Protocol):
+        """What `zlib.decompressobj` makes, whose class has no public name."""
+
+        @property
+        def unconsumed_tail(self) -> bytes:
+            """Input that the last call did not get to."""
+            ...
+
+        @property
+        def eof(self) -> bool:
+            """Whether the end of the compressed data has come."""
+            ...
+
+        def decompress(self, data: bytes, max_length: int, /) -> bytes:
+            """Return at most `max_length` bytes of what `data` stands for."""
+            ...
+
+
 MAX_BODY_BYTES = 16 << 20
 """Largest body, decoded, that is taken for an answer (16 MiB: a hundred times the longest; ours)."""
 
 INFLATED_PIECE = 1 << 20
 """Most bytes that one read of a compressed body gives (ours)."""
-
-
-class Inflate(Protocol):
-    """What `zlib.decompressobj` makes, whose class has no public name."""
-
-    @property
-    def unconsumed_tail(self) -> bytes:
-        """Input that the last call did not get to."""
-        ...
-
-    @property
-    def eof(self) -> bool:
-        """Whether the end of the compressed data has come."""
-        ...
-
-    def decompress(self, data: bytes, max_length: int, /) -> bytes:
-        """Return at most `max_length` bytes of what `data` stands for."""
-        ...
 
 
 class SessionExchange:

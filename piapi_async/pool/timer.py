@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from piapi_async.policy import NEVER
 
+if TYPE_CHECKING:
 
-class Wait(Protocol):
-    """Something that may wait too long.
+    class Wait(Protocol):
+        """Something that may wait too long.
 
-    Attributes:
-        due: When its present wait ends, on the loop's clock; `NEVER` while there is none.
-    """
+        Attributes:
+            due: When its present wait ends, on the loop's clock; `NEVER` while there is none.
+        """
 
-    due: float
+        due: float
 
-    def expire(self, due: float) -> None:
-        """End the wait, if it is still the one that was due then."""
-        ...
+        def expire(self, due: float) -> None:
+            """End the wait, if it is still the one that was due then."""
+            ...
 
 
 class WaitTimer:

@@ -25,7 +25,7 @@ def _no_texts() -> list[str]:
     return []
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class _CallParts:
     """A function call in the making."""
 
@@ -51,7 +51,7 @@ def _no_objects() -> list[object]:
     return []
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class _ChoiceParts:
     """One choice's message in the making."""
 
@@ -121,7 +121,7 @@ def _no_choices() -> dict[int, _ChoiceParts]:
     return {}
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class AnswerBuilder:
     """Joins the chunks of a stream into its answer.
 
