@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -67,37 +68,45 @@ def row(name: str) -> rows.Row:
     return next(row for row in rows.ROWS if row.name == name)
 
 
-def needs(peer: str) -> object:
+def needs(peer: str, *marks: pytest.MarkDecorator) -> object:
     missing = not clients.installed(peer)
-    return pytest.param(peer, marks=pytest.mark.skipif(missing, reason=f"{peer} is not installed (group bench)"))
+    return pytest.param(
+        peer, marks=[*marks, pytest.mark.skipif(missing, reason=f"{peer} is not installed (group bench)")]
+    )
 
 
 def first_column(table: str) -> list[str]:
     return [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")][2:]
 
 
-def test_command_measures_completions_and_streams_side_by_side(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("names", "peers"),
+    [(["tokens"], ["ours"]), pytest.param(["complete", "tokens"], ["ours", "openai", "httpx"], marks=pytest.mark.slow)],
+)
+def test_command_measures_rows_side_by_side(names: list[str], peers: list[str], tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    options = ["--quick", "--rows", "complete,tokens", "--peers", "ours,openai,httpx", "--scale", "0.004"]
+    options = ["--quick", "--rows", ",".join(names), "--peers", ",".join(peers), "--scale", "0.004"]
     command = [sys.executable, "-m", "benchmarks", *options, "--rounds", "1", "--json", str(report)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert first_column(done.stdout) == [row("complete").figure, row("tokens").figure]
+    assert first_column(done.stdout) == [row(name).figure for name in names]
     outcomes = json.loads(report.read_bytes())["rows"]
-    assert [outcome["name"] for outcome in outcomes] == ["complete", "tokens"]
+    assert [outcome["name"] for outcome in outcomes] == names
     for outcome in outcomes:
-        assert list(outcome["peers"]) == ["bare", "ours", "openai", "httpx"]
+        assert list(outcome["peers"]) == ["bare", *peers]
         assert all(cell["failed"] == 0 and cell["median"] > 0 for cell in outcome["peers"].values())
         assert outcome["peers"]["bare"]["ratio"] == 1
 
 
-def test_paced_streams_and_map(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names", [["paced"], pytest.param(["chunks", "memory", "live", "map", "slow"], marks=pytest.mark.slow)]
+)
+def test_paced_streams_and_map(names: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    names = "chunks,paced,memory,live,map,slow"
-    options = ["--rows", names, "--peers", "ours", "--scale", "0.002", "--rounds", "1", "--json", str(report)]
+    options = ["--rows", ",".join(names), "--peers", "ours", "--scale", "0.002", "--rounds", "1", "--json", str(report)]
     assert main(options) == 0
     printed = capsys.readouterr()
-    assert len(first_column(printed.out)) == 6
+    assert len(first_column(printed.out)) == len(names)
     outcomes = json.loads(report.read_bytes())["rows"]
     assert all(list(outcome["peers"]) == ["bare", "ours"] for outcome in outcomes)
     assert all(cell["failed"] == 0 for outcome in outcomes for cell in outcome["peers"].values())
@@ -110,12 +119,13 @@ def test_unknown_names_are_refused(arguments: list[str], capsys: pytest.CaptureF
     assert "known: " in capsys.readouterr().err
 
 
-def test_both_loops_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("names", [["complete"], pytest.param(["tokens", "paced"], marks=pytest.mark.slow)])
+def test_both_loops_side_by_side(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("uvloop", reason="uvloop comes with the extra speed")
-    assert main(["--loops", "--rows", "complete,paced", "--scale", "0.002", "--rounds", "1"]) == 0
-    complete, paced = row("complete").figure, row("paced").title(0.002)
+    assert main(["--loops", "--rows", ",".join(names), "--scale", "0.002", "--rounds", "1"]) == 0
+    figures = [row(name).title(0.002) for name in names]
     printed = capsys.readouterr().out
-    assert first_column(printed) == [complete, f"{complete}, on uvloop", paced, f"{paced}, on uvloop"]
+    assert first_column(printed) == [title for figure in figures for title in (figure, f"{figure}, on uvloop")]
     assert "failed" not in printed
 
 
@@ -144,7 +154,13 @@ def test_a_peer_that_is_not_installed_is_reported(
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("peer", [needs(peer) for peer in clients.PEERS])
+HEAVY = {"openai", "openai-aiohttp", "litellm", "flexllm"}
+"""The peers that take seconds to import."""
+
+
+@pytest.mark.parametrize(
+    "peer", [needs(peer, *([pytest.mark.slow] if peer in HEAVY else [])) for peer in clients.PEERS]
+)
 def test_each_peer_answers_rightly(peer: str) -> None:
     jobs = ["complete"] if peer == "pyreqwest" else ["complete", "tokens", "first"]
     with load_server() as ports:
@@ -160,6 +176,7 @@ needs_valgrind = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_valgrind
 def test_instructions_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     assert instructions.main(["--rows", "complete", "--scale", "0.01"]) == 0
@@ -169,10 +186,40 @@ def test_instructions_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     assert ratio == pytest.approx(ours / bare, abs=0.01)
 
 
-@needs_valgrind
-def test_instructions_of_calls_that_fail_are_not_counted() -> None:
-    with pytest.raises(RuntimeError, match="1 failed; first: "):
-        instructions.per_unit(task("complete", peer="bare", count=1, ports={"fast": 1}))
+STAND_IN = """#!{python} -S
+import json, sys
+
+task = json.loads(sys.argv[-1])
+each = 2_000 if task["peer"] == "ours" else 1_000
+rounds = len(sys.stdin.readlines())
+print("ready")
+for _ in range(rounds):
+    print(json.dumps({{"units": task["count"], "failed": {failed}, "error": "refused"}}))
+print(f"==7== I   refs:      {{5_000_000 + rounds * task['count'] * each:,}}", file=sys.stderr)
+"""
+"""Answers as valgrind and a worker do, in milliseconds."""
+
+
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, failed: int = 0) -> None:
+    """Put the stand-in where valgrind is looked for."""
+    (folder / "valgrind").write_text(STAND_IN.format(python=sys.executable, failed=failed))
+    (folder / "valgrind").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+def test_instructions_of_a_unit_are_those_of_the_additional_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in(tmp_path, monkeypatch)
+    assert instructions.main(["--rows", "complete,chunks", "--scale", "0.01"]) == 0
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"| {row(name).title(0.01)} | 1,000 | 2,000 | 2.00 |" for name in ("complete", "chunks")]
+
+
+def test_instructions_of_calls_that_fail_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, monkeypatch, failed=1)
+    with pytest.raises(RuntimeError, match="1 failed; first: refused"):
+        instructions.per_unit(task("complete", peer="bare", count=1))
 
 
 def test_instructions_need_valgrind(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,6 +315,18 @@ def test_each_peer_has_a_label_and_what_it_needs() -> None:
     assert clients.installed("bare")
 
 
+def test_curve_of_first_tokens(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    options = ["--curves", "first", "--peers", "ours", "--scale", "0.005", "--rounds", "1", "--json", str(report)]
+    assert curves.main(options) == 0
+    assert "first token, p90" in capsys.readouterr().out
+    (outcomes,) = json.loads(report.read_bytes())["curves"].values()
+    for outcome in outcomes:
+        assert list(outcome["peers"]) == ["bare", "ours"]
+        assert all(cell["failed"] == 0 for cell in outcome["peers"].values())
+
+
+@pytest.mark.slow
 def test_curves(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     options = ["--peers", "ours", "--scale", "0.005", "--rounds", "1", "--json", str(report)]

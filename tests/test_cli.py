@@ -586,7 +586,7 @@ def test_serve_on_an_address_of_another_machine(capsys: pytest.CaptureFixture[st
 # -- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("line", ["Stream", "dies"])
+@pytest.mark.parametrize("line", ["Stream", pytest.param("dies", marks=pytest.mark.slow)])
 def test_ctrl_c_ends_the_demo_and_its_servers(line: str) -> None:
     with started("demo", "--questions", "30", "--concurrency", "10") as process:
         assert process.stdout is not None

@@ -1,7 +1,7 @@
 """Failover on real sockets: many calls, many faults, the primary gone for a while, and nothing lost or doubled.
 
-The servers' own logs are the witnesses. The run has 2,000 calls, or as many as PIAPI_FAILOVER_CALLS says:
-`PIAPI_FAILOVER_CALLS=10000 pytest tests/test_failover_real.py`.
+The servers' own logs are the witnesses. The slow run has 2,000 calls, or as many as PIAPI_FAILOVER_CALLS says:
+`PIAPI_FAILOVER_CALLS=10000 pytest --slow tests/test_failover_real.py`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def check_requests(seen: Seen) -> None:
         assert all(request.headers["Authorization"] == f"Bearer sk-{name}-key" for request in requests)
 
 
-async def test_nothing_is_lost_or_doubled_while_the_primary_dies_and_comes_back() -> None:
+@pytest.mark.parametrize("calls", [500, pytest.param(CALLS, marks=pytest.mark.slow)])
+async def test_nothing_is_lost_or_doubled_while_the_primary_dies_and_comes_back(calls: int) -> None:
     revived = 0  # requests that the primary had seen when it came back
 
     def is_back() -> bool:
@@ -105,7 +106,7 @@ async def test_nothing_is_lost_or_doubled_while_the_primary_dies_and_comes_back(
     def prompts() -> Iterator[str]:
         for index in count():
             # Not before the primary has its traffic back; the second bound is for a client that never returns to it.
-            if (index >= CALLS and is_back()) or index >= 20 * CALLS:
+            if (index >= calls and is_back()) or index >= 20 * calls:
                 return
             yield f"question {index}"
 
@@ -119,9 +120,9 @@ async def test_nothing_is_lost_or_doubled_while_the_primary_dies_and_comes_back(
         ):
             async for result in answers:
                 results.append(result)
-                if len(results) == CALLS // 4:
+                if len(results) == calls // 4:
                     await primary.close()
-                elif len(results) == CALLS // 2:
+                elif len(results) == calls // 2:
                     revived = len(primary.requests)
                     await primary.start()
             assert is_back()

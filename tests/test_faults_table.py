@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).parent
@@ -22,6 +23,7 @@ def read_table() -> list[tuple[str, list[str]]]:
     return [(cells[0], re.findall(r"`(\w+)`", cells[-1])) for cells in rows]
 
 
+@cache
 def count_tests() -> Counter[str]:
     """How often each test function is defined. Files are parsed rather than imported, so that none is missed."""
     nodes = [node for path in TESTS.rglob("test_*.py") for node in ast.parse(path.read_bytes()).body]
