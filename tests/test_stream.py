@@ -38,10 +38,9 @@ pytestmark = pytest.mark.anyio
 class Bytes:
     """An exchange that holds its body already."""
 
-    status = 200
-    headers: Headers = {}
-
     def __init__(self, *pieces: bytes, error: APIConnectionError | None = None) -> None:
+        self.status = 200
+        self.headers: Headers = {}
         self.pieces = list(pieces)
         self.error = error
 
