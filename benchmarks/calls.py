@@ -7,9 +7,10 @@ process of its own. Before each of them, a call that is not counted opens the co
   is entered once, when it first runs; it is not counted again when it resumes after a ``yield`` or an ``await``. A
   lambda counts, and so does a generator expression. Other comprehensions don't: from Python 3.12 on they have no frame.
 - Functions of other packages, code that attrs or cattrs generate for our classes, and C functions are not counted.
-- A change of module is a function that is entered from another file of the package. What counts as its caller is the
-  nearest function of the package on the stack, even if functions of other packages come between, as those of
-  `contextlib` or cattrs do. A function that the event loop calls has no caller in the package, so it is no change.
+- A change of module is a function that is entered from another module of the package; a subpackage counts as one. What
+  counts as its caller is the nearest function of the package on the stack, even if functions of other packages come
+  between, as those of `contextlib` or cattrs do. A function that the event loop calls has no caller in the package, so
+  it is no change.
 - Every task of the process counts, from the start of the call until the event loop has turned once after its end.
 
 ``--trace`` prints the functions as ``module.function``, in order and indented by depth.
@@ -40,6 +41,11 @@ PROMPT = "What is a token?"
 TOKENS = 8
 
 _COMPREHENSIONS = {"<listcomp>", "<setcomp>", "<dictcomp>"}
+
+
+def part_of(module: str) -> str:
+    """Returns the module or subpackage of the package that a module is, or belongs to."""
+    return module.partition(".")[0]
 
 
 @attrs.frozen
@@ -91,7 +97,7 @@ class Recorder:
             return
         callers = [caller for caller in _callers(frame) if self._counts(caller)]
         module = self._module(frame)
-        changes = bool(callers) and self._module(callers[0]) != module
+        changes = bool(callers) and part_of(self._module(callers[0])) != part_of(module)
         self.entries.append(Entry(module, frame.f_code.co_qualname, len(callers), changes))
 
     def _counts(self, frame: FrameType) -> bool:
