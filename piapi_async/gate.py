@@ -73,7 +73,7 @@ class _Waiter:
         outcome = self.outcome
         return outcome.done() and not outcome.cancelled() and outcome.result() == "admitted"
 
-    def end(self, outcome: _Outcome) -> None:
+    def resolve(self, outcome: _Outcome) -> None:
         if not self.outcome.done():  # as one that was cancelled is
             self.outcome.set_result(outcome)
 
@@ -132,7 +132,7 @@ class Gate:
         return len(self._queue)
 
     @property
-    def load(self) -> int:
+    def callers(self) -> int:
         """Callers in flight and waiting."""
         return self.in_flight + len(self._queue)
 
@@ -184,7 +184,7 @@ class Gate:
             return False
         loop = asyncio.get_running_loop()
         waiter = _Waiter(tokens, max_pause, loop.create_future())
-        timer = None if deadline.at == NEVER else loop.call_at(deadline.at, waiter.end, "timed out")
+        timer = None if deadline.at == NEVER else loop.call_at(deadline.at, waiter.resolve, "timed out")
         self._queue[waiter] = None
         self._admit()
         try:
@@ -222,7 +222,7 @@ class Gate:
             del self._queue[first]
             if not first.outcome.done():
                 self._take_place(first.tokens, now)
-                first.end("admitted")
+                first.resolve("admitted")
 
     def _take_place(self, tokens: float, now: float) -> None:
         if self._requests is not None:
@@ -282,7 +282,7 @@ class Gate:
         left = self.pause_left(now)
         for waiter in [waiter for waiter in self._queue if waiter.max_pause < left]:
             del self._queue[waiter]
-            waiter.end("paused for too long")
+            waiter.resolve("paused for too long")
         self._admit()
 
     def close(self) -> None:
@@ -293,4 +293,4 @@ class Gate:
             self._timer.cancel()
             self._timer = None
         for waiter in waiting:
-            waiter.end("closed")
+            waiter.resolve("closed")

@@ -101,13 +101,13 @@ class Upstream:
             breaker = key.breakers.get(model)
             healthy = breaker is None or breaker.closed or breaker.admits(now)
             fits = healthy and key.gate.paused_until - now <= max_pause
-            if fits and (best is None or key.gate.load < best.gate.load):
+            if fits and (best is None or key.gate.callers < best.gate.callers):
                 best = key
         return best
 
     def least_loaded_key(self) -> UpstreamKey:
         """The least loaded key, healthy or not."""
-        return min(self.keys, key=lambda key: key.gate.load)
+        return min(self.keys, key=lambda key: key.gate.callers)
 
     def slow_start(self, *, stream: bool) -> float | None:
         """The time within which 95 of 100 streams began, or other answers came; None while too few were seen."""

@@ -660,10 +660,10 @@ async def test_those_who_leave_at_the_same_moment_are_not_told_twice() -> None:
 def test_load_counts_those_that_wait() -> None:
     async def run() -> None:
         gate = Gate("piapi", Limits(1))
-        assert gate.load == 0
+        assert gate.callers == 0
         await gate.enter(Deadline())
         await started(gate.enter(Deadline()))
-        assert gate.load == 2
+        assert gate.callers == 2
         gate.close()
 
     asyncio.run(run())

@@ -355,10 +355,10 @@ def test_deciding_changes_nothing() -> None:
     world = make("one")
     call = world.call()
     fail(call, world.one)
-    before = attrs.asdict(call, recurse=False), world.one.retry_budget, world.one.keys[0].gate.load
+    before = attrs.asdict(call, recurse=False), world.one.retry_budget, world.one.keys[0].gate.callers
     for _ in range(100):
         assert name(after(world, call)) == "one"
-    assert (attrs.asdict(call, recurse=False), world.one.retry_budget, world.one.keys[0].gate.load) == before
+    assert (attrs.asdict(call, recurse=False), world.one.retry_budget, world.one.keys[0].gate.callers) == before
 
 
 def test_an_edge_page_waits_five_seconds() -> None:

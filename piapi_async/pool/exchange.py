@@ -208,11 +208,11 @@ class SessionExchange:
 
     def finish(self) -> None:
         """End a body that has been read as far as it matters, and keep its connection if it ends by itself soon."""
-        self._session.end(self, keep=True)
+        self._session.end_exchange(self, keep=True)
 
     def close(self) -> None:
         """Close the connection, now."""
-        self._session.end(self, keep=False)
+        self._session.end_exchange(self, keep=False)
 
 
 def _copy(response: aiohttp.ClientResponse) -> Headers:

@@ -97,7 +97,7 @@ class EndpointSession:
             self._spare = self._make_session(True)
         return self._spare
 
-    def start(self, deadline: Deadline, on_sent: Callable[[], None]) -> SessionExchange:
+    def new_exchange(self, deadline: Deadline, on_sent: Callable[[], None]) -> SessionExchange:
         """Make an exchange, whose answer must begin before a deadline."""
         exchange = SessionExchange(self, self._timer, on_sent, deadline.at)
         self._exchanges.add(exchange)
@@ -108,7 +108,7 @@ class EndpointSession:
         """Make the error of a wait that a deadline ended."""
         return timed_out(deadline, self.host)
 
-    def end(self, exchange: SessionExchange, *, keep: bool) -> None:
+    def end_exchange(self, exchange: SessionExchange, *, keep: bool) -> None:
         """End an exchange.
 
         Args:
@@ -270,7 +270,7 @@ class SessionPool:
         session = self._sessions.get(endpoint)
         if session is None or session.closed:
             raise closed(endpoint.provider, sent=False)
-        exchange = session.start(deadline, on_sent)
+        exchange = session.new_exchange(deadline, on_sent)
         token = _connecting.set(exchange)
         failure: BaseException
         try:
