@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from types import MappingProxyType
+from typing import cast
 
 import attrs
 
@@ -20,7 +21,7 @@ from piapi_async.catalog import (
     suggest,
     to_dollars,
 )
-from piapi_async.errors import InvalidRequestError
+from piapi_async.errors import ConfigurationError, InvalidRequestError
 from piapi_async.ledger import Books, Row
 from piapi_async.models import ChatRequest, Message
 from piapi_async.provider import Provider
@@ -255,7 +256,13 @@ class Billing:
 
     def estimate(self, messages: Iterable[Message]) -> int:
         """Tokens of messages, estimated."""
-        return sum(self._count(text) for message in messages for text in _texts(message) if text)
+        return sum(self._tokens_in(text) for message in messages for text in _texts(message) if text)
+
+    def _tokens_in(self, text: str) -> int:
+        tokens = cast("object", self._count(text))
+        if isinstance(tokens, int) and tokens >= 0:
+            return tokens
+        raise ConfigurationError(f"tokenizer: it returned {tokens!r:.40}; it must return a whole number, 0 or more")
 
 
 def _texts(message: Message) -> list[str]:

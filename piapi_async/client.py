@@ -322,6 +322,8 @@ class Client:
         del prompt, messages, params
         if isinstance(call, Exception):
             raise call
+        if on_interrupt not in ("raise", "restart"):
+            raise InvalidRequestError("on_interrupt: it is not known; pass 'raise' or 'restart'")
         call.restart, call.on_send = on_interrupt == "restart", on_send
         return ChatStream(self._dispatcher.stream(call), restarts=call.restart)
 

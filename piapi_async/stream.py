@@ -246,8 +246,7 @@ class ChatStream:
             return None
         if not self._open:
             raise RuntimeError("the stream was left before its end; read it inside its block")
-        if self._failure is not None:
-            raise RuntimeError(f"the stream has failed before, so there is no whole answer: {self._failure!r}")
+        self._check_not_failed()
         item = await self._read()
         if isinstance(item, ChatCompletion):
             self._completion = item
@@ -287,9 +286,14 @@ class ChatStream:
         if not self._open and self._completion is None:
             raise RuntimeError("the stream is not open; use it inside `async with client.stream(...) as stream:`")
 
+    def _check_not_failed(self) -> None:
+        if self._failure is not None:
+            raise RuntimeError(f"the stream has failed before, so there is no whole answer: {self._failure!r}")
+
     def _claim(self) -> None:
         """Become the one consumer."""
         self._check_open()
+        self._check_not_failed()
         if self._consumed:
             raise RuntimeError("the stream has a consumer already; keep what you need in the first iteration")
         self._consumed = True

@@ -873,3 +873,29 @@ async def test_thousands_at_once_are_sent_in_turns() -> None:
     steps = [after - before for before, after in pairwise(turns) if after > before]
     assert sum(steps) == count
     assert max(steps) <= BURST
+
+
+async def test_on_interrupt_is_one_of_two_words(client: Client) -> None:
+    for word in ("Restart", None, True):
+        with pytest.raises(InvalidRequestError, match=r"on_interrupt: .* 'raise' or 'restart'"):
+            client.stream("x", on_interrupt=word)  # type: ignore[arg-type]  # that is the point
+
+
+@pytest.mark.parametrize("tokens", [1.5, -5, float("nan"), "3", None])
+async def test_a_tokenizer_that_returns_no_count(server: LocalServer, tokens: Any) -> None:
+    options: dict[str, Any] = {"model": "gpt-4o", "budget": "1", "tokenizer": lambda text: tokens}
+    async with Client(server.api_key, base_url=server.base_url, **options) as client:
+        async with client.stream("x", max_tokens=5) as stream:
+            with pytest.raises(ConfigurationError, match="tokenizer: it returned"):
+                await stream.completion()
+        assert client.ledger.reserved == 0
+        assert client.ledger.unknown > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("concurrency", "map"), ("on_interrupt", "stream"), ("budget", "Client"), ("temprature", "temperature")],
+)
+async def test_a_keyword_of_another_call(client: Client, name: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=f"'{name}' is no parameter; the nearest one is '{meant}"):
+        await client.complete("x", **{name: 1})  # type: ignore[arg-type]  # that is the point

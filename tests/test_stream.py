@@ -487,3 +487,14 @@ async def test_functions_and_tools_over_the_wire(piapi_server: LocalServer) -> N
         for choice in several.choices:
             assert choice.message.tool_calls
             assert choice.message.tool_calls[0].function.name == "get_weather"
+
+
+async def test_a_second_iteration_of_a_stream_that_failed_says_so() -> None:
+    async with dialled([ReadRequest(), Send(sse_closed(chunk("Hel"))), Close()]) as (client, _):
+        async with client.stream(PROMPT) as stream:
+            with pytest.raises(StreamTruncatedError):
+                async for _ in stream:
+                    pass
+            for read in (lambda: aiter(stream), stream.chunks, stream.events):
+                with pytest.raises(RuntimeError, match="has failed before"):
+                    read()

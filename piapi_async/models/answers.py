@@ -126,7 +126,8 @@ class Attempt:
         provider: Name of the provider.
         key: Fingerprint of the API key, at most its last 4 characters.
         status: HTTP status, if an answer began.
-        kind: `"ok"`, `"cancelled"` when the caller left or a hedge was quicker, or what failed (`APIError.kind`).
+        kind: `"ok"`, `"cancelled"` when the caller left, its own code raised, or a hedge was quicker; or what failed
+            (`APIError.kind`).
         started: Seconds after the call began.
         latency: Seconds from start to end of this attempt.
         time_to_first_token: Seconds from start to the first event of a stream, if one came.

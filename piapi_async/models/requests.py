@@ -121,8 +121,17 @@ _MEANT = {
     "extra_headers": "Client(headers=…)",
     "default_headers": "Client(headers=…)",
     "max_output_tokens": "max_tokens",
+    "retries": "Client(retry=Retry(attempts=…))",
+    "retry": "Client(retry=Retry(attempts=…))",
+    "api_key": "Client(api_key=…)",
+    "base_url": "Client(base_url=…)",
+    "budget": "Client(budget=…)",
+    "concurrency": "map(concurrency=…)",
+    "ordered": "map(ordered=…)",
+    "on_interrupt": "stream(on_interrupt=…)",
+    "system": "messages",
 }
-"""What the OpenAI SDK and others call it → what it is here."""
+"""What the OpenAI SDK and others call it, or what belongs to another call → what it is here."""
 
 
 def check_names(params: Iterable[str]) -> None:
