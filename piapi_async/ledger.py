@@ -247,8 +247,8 @@ def read_budget(budget: object) -> int | None:
             amount = Decimal(whole if isinstance(whole, int) else cast("str", budget))
     if amount is None or not amount.is_finite() or amount <= 0:
         raise ConfigurationError(
-            "budget: it is no amount above 0, or a float, which is inexact; pass US dollars as a whole number, Decimal or "
-            "str, such as '5.00'"
+            "budget: it is no amount above 0, or a float, which is inexact; pass US dollars as a whole number, Decimal "
+            "or str, such as '5.00'"
         )
     return from_dollars(amount)
 
