@@ -76,18 +76,17 @@ async def read_chunks(
             break
         if blank and _is_document(data):
             body = await exchange.read_all(due.with_progress(progress), data)
-            batch = _Batch([as_chunk(decode_completion(body, secrets=secrets))], ended=True)
+            chunks, ended, failure = [as_chunk(decode_completion(body, secrets=secrets))], True, None
         else:
-            batch = _decode(events, decoder, data)
+            chunks, ended, failure = _decode(events, decoder, data)
         blank = blank and data.isspace()
-        ended, failure = batch.ended, batch.failure
-        if batch.chunks:
-            builder.extend(batch.chunks)
-            yield batch.chunks
+        if chunks:
+            builder.extend(chunks)
+            yield chunks
             due = between_events
         elif due is between_events:  # comments came, which don't count: the wait for the next event goes on
             due = deadline.or_within(began, "progress", progress)
-        del data, batch  # else they stay in memory while the next bytes are waited for
+        del data, chunks  # else they stay in memory while the next bytes are waited for
         if failure is not None:
             raise failure
     if last := decoder.flush():
@@ -96,45 +95,33 @@ async def read_chunks(
     builder.check_end(terminated=ended, broken=broken, require_finish_reason=require_finish_reason)
 
 
-@attrs.define(eq=False, repr=False, slots=False)
-class _Batch:
-    """What one read brought.
-
-    Attributes:
-        chunks: The chunks in it.
-        ended: Whether a terminator was behind them.
-        failure: What is wrong behind them.
-    """
-
-    chunks: list[ChatCompletionChunk]
-    ended: bool = False
-    failure: APIError | None = None
-
-
 def _is_document(start: bytes) -> bool:
     """Whether a body is no event stream, which never begins so, but one JSON answer, an error, or a web page."""
     return start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"<")
 
 
-def _decode(events: SSEDecoder, decoder: ChunkDecoder, data: bytes) -> _Batch:
-    batch = _Batch([])
+def _decode(
+    events: SSEDecoder, decoder: ChunkDecoder, data: bytes
+) -> tuple[list[ChatCompletionChunk], bool, APIError | None]:
+    """Decode what one read brought: the chunks in it, whether a terminator is behind them, and what is wrong there."""
+    chunks: list[ChatCompletionChunk] = []
     ready: list[ServerSentEvent] = []
+    failure: APIError | None = None
     try:
         events.feed_into(data, ready)
     except StreamTooLargeError as error:
         error.maybe_billed = True
-        batch.failure = error
+        failure = error
     try:
         for event in ready:
             chunk = decoder.decode(event)
             if isinstance(chunk, str):  # "end"
-                batch.ended, batch.failure = True, None
-                break
+                return chunks, True, None
             if chunk is not None:
-                batch.chunks.append(chunk)
+                chunks.append(chunk)
     except APIError as error:
-        batch.failure = error
-    return batch
+        failure = error
+    return chunks, False, failure
 
 
 # -- what the caller holds ---------------------------------------------------------------------------------------------
