@@ -962,7 +962,9 @@ asyncio.run(abandoned())
 def test_closing_over_open_streams_is_silent() -> None:
     command = [sys.executable, "-X", "dev", "-W", "error", "-c", STREAMS_AT_CLOSE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ})
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    # asyncio also says when a step took over 100 ms: that is a busy machine, no fault of the server.
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
+    assert (done.returncode, done.stdout, said) == (0, "", [])
 
 
 # --- The package ---
