@@ -74,6 +74,14 @@ async def test_a_key_has_a_session_of_its_own(server: RawServer) -> None:
     assert server.connections == 2
 
 
+async def test_a_request_that_wants_one_gets_a_new_connection_each_time(server: RawServer) -> None:
+    target = endpoint(server)
+    async with SessionPool([target]) as pool:
+        for connections in (1, 1, 2, 3):  # the first two share one
+            await ask(pool, target, fresh=connections > 1)
+            assert server.connections == connections
+
+
 def test_opened_again_on_another_loop() -> None:
     server = RawServer([Repeat(ANSWER)])
     made: list[tuple[SessionPool, Endpoint]] = []
