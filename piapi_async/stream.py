@@ -22,7 +22,7 @@ from piapi_async.pool import Exchange
 from piapi_async.sse import ServerSentEvent, SSEDecoder
 from piapi_async.wire import AnswerBuilder, ChunkDecoder, as_chunk, decode_completion
 
-__all__ = ["ChatStream", "Restarted", "read_chunks"]
+__all__ = ["ChatStream", "Restarted", "StreamItem", "read_chunks"]
 
 T = TypeVar("T")
 
@@ -138,9 +138,9 @@ class Restarted:
     error: APIError
 
 
-Source: TypeAlias = AsyncGenerator[list[ChatCompletionChunk] | Restarted | ChatCompletion, None]
-"""What a `ChatStream` consumes: a list of chunks (maybe empty) once the stream is open, more lists, the whole
-completion last; a `Restarted` where it begins anew."""
+StreamItem: TypeAlias = list[ChatCompletionChunk] | Restarted | ChatCompletion
+"""What comes out of a stream: a list of chunks (maybe empty) once it is open, more lists, the whole completion last; a
+`Restarted` where it begins anew."""
 
 
 class ChatStream:
@@ -151,7 +151,7 @@ class ChatStream:
     ends without an error only when the answer is whole: after one that failed, every further read raises.
     """
 
-    def __init__(self, source: Source, *, restarts: bool = False) -> None:
+    def __init__(self, source: AsyncGenerator[StreamItem, None], *, restarts: bool = False) -> None:
         self._source = source
         self._restarts = restarts
         self._began: list[ChatCompletionChunk] | Restarted | None = None
@@ -240,7 +240,7 @@ class ChatStream:
             return None
         return item
 
-    async def _read(self) -> list[ChatCompletionChunk] | Restarted | ChatCompletion:
+    async def _read(self) -> StreamItem:
         if self._reader is not None:
             raise RuntimeError("another task reads the stream already; it has one consumer")
         reader = self._reader = cast("asyncio.Task[object]", asyncio.current_task())  # whose coroutine this is

@@ -147,7 +147,8 @@ def server_in_a_thread(*answers: bytes, pause: float = 0.01) -> Iterator[tuple[s
             connection.recv(1 << 16)
             for i, answer in enumerate(answers):
                 if i:
-                    time.sleep(pause)  # in a thread of its own, as the event loop may be blocked meanwhile
+                    # A real sleep, in the server's own thread: the test's loop and its timers are blocked by then.
+                    time.sleep(pause)
                 connection.sendall(answer)
                 started.set()
             connection.recv(1 << 16)

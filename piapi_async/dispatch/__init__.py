@@ -9,7 +9,7 @@ statistics  the state of it all
 from __future__ import annotations
 
 from piapi_async.dispatch.attempt import AttemptInFlight
-from piapi_async.dispatch.dispatcher import Dispatcher, StreamItem
+from piapi_async.dispatch.dispatcher import Dispatcher
 from piapi_async.dispatch.hedge import HedgedAttempt
 
-__all__ = ["AttemptInFlight", "Dispatcher", "HedgedAttempt", "StreamItem"]
+__all__ = ["AttemptInFlight", "Dispatcher", "HedgedAttempt"]

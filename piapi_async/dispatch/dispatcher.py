@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -12,17 +12,14 @@ from piapi_async.billing import Billing
 from piapi_async.dispatch.attempt import AttemptInFlight
 from piapi_async.dispatch.hedge import HedgeCount, HedgedAttempt
 from piapi_async.ledger import Books
-from piapi_async.models import ChatCompletion, ChatCompletionChunk
+from piapi_async.models import ChatCompletion
 from piapi_async.policy import Retry, Timeout
 from piapi_async.pool import Transport
 from piapi_async.route import Call, Router, Upstream
-from piapi_async.stream import Restarted
+from piapi_async.stream import Restarted, StreamItem
 
 if TYPE_CHECKING:
     from piapi_async.dispatch.statistics import Statistics
-
-StreamItem: TypeAlias = list[ChatCompletionChunk] | Restarted | ChatCompletion
-"""What comes out of a stream: lists of chunks (an empty one once it is open), and the whole answer last."""
 
 
 @attrs.define(eq=False, repr=False, slots=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-import selectors
 import types
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextvars import ContextVar
@@ -32,31 +31,6 @@ T = TypeVar("T")
 MODEL = "gpt-4o"
 WORST = 10**9
 """What an attempt may cost at most, in picodollars, where a test has a budget."""
-
-
-class _Jump(selectors.DefaultSelector):
-    """Lets the time jump to the next timer instead of waiting for it."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
-        if not ready and timeout is None:
-            raise RuntimeError("nothing will ever happen")
-        if not ready and timeout:
-            self.now += timeout
-        return ready
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop in virtual time: a test of minutes takes milliseconds, and its times are exact."""
-
-    def __init__(self) -> None:
-        self._jump = _Jump()
-        super().__init__(self._jump)
-
-    def time(self) -> float:
-        return self._jump.now
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.outage import VirtualLoop
 from piapi_async import (
     APIConnectionError,
     APIError,
@@ -32,7 +33,6 @@ from tests.dispatch.scripted import (
     STREAM,
     WORST,
     Answer,
-    VirtualLoop,
     World,
     broken,
     make,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.outage import VirtualLoop
 from piapi_async import (
     AllProvidersFailedError,
     APIConnectionError,
@@ -36,7 +37,6 @@ from tests.dispatch.scripted import (
     STREAM,
     WORST,
     Answer,
-    VirtualLoop,
     World,
     broken,
     interrupt_at_every_wait,

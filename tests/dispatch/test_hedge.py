@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.outage import VirtualLoop
 from piapi_async import (
     AllProvidersFailedError,
     APIConnectionError,
@@ -39,7 +40,6 @@ from tests.dispatch.scripted import (
     WORST,
     Answer,
     Piece,
-    VirtualLoop,
     World,
     assemble,
     broken,

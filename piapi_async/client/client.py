@@ -14,21 +14,21 @@ import time
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack
 
 import attrs
 
 from piapi_async.billing import Billing, Quote
 from piapi_async.catalog import ModelInfo, allows
+from piapi_async.client.options import check_types, one_prompt, read_api_key, read_deadline
 from piapi_async.dispatch import Dispatcher
-from piapi_async.errors import ConfigurationError, InvalidRequestError, PiAPIError, Secret
+from piapi_async.errors import ConfigurationError, InvalidRequestError, PiAPIError
 from piapi_async.ledger import Books, Ledger, read_budget
 from piapi_async.models import ChatCompletion, ChatParams, ChatRequest, Prompt, Result
-from piapi_async.models.checks import plain_number
 from piapi_async.models.requests import check_names
 from piapi_async.policy import Deadline, Health, Limits, Retry, Timeout
 from piapi_async.pool import SessionPool, Transport
-from piapi_async.provider import Provider, check_proxy, read_keys
+from piapi_async.provider import Provider, check_proxy
 from piapi_async.route import Call, Router, Upstream
 from piapi_async.stream import ChatStream
 
@@ -116,12 +116,12 @@ class Client:
         transport: Transport | None = None,
         seed: int | None = None,
     ) -> None:
-        keys = _read_keys(api_key)
+        keys = read_api_key(api_key)
         del api_key
         if isinstance(keys, ConfigurationError):
             raise keys
-        _check_types(limits=limits, retry=retry, timeout=timeout, health=health, model=model, backups=backups)
-        _check_types(
+        check_types(limits=limits, retry=retry, timeout=timeout, health=health, model=model, backups=backups)
+        check_types(
             tokenizer=tokenizer,
             stream_usage=stream_usage,
             require_finish_reason=require_finish_reason,
@@ -414,8 +414,8 @@ class Client:
         dispatcher = self._dispatcher
         now = dispatcher.clock()
         try:
-            request = self._request(_one_of(prompt, messages), model, params, stream=stream)
-            due = NO_DEADLINE if deadline is None else _deadline(now, deadline)
+            request = self._request(one_prompt(prompt, messages), model, params, stream=stream)
+            due = NO_DEADLINE if deadline is None else read_deadline(now, deadline)
             name = request.model or ""
             upstreams = dispatcher.upstreams if self._plan is None else self._upstreams(name)
             worst = None
@@ -431,7 +431,7 @@ class Client:
         self, prompt: Prompt | None, messages: Prompt | None, model: str | None, params: ChatParams
     ) -> ChatRequest | _Refusal:
         try:
-            asked = _one_of(prompt, messages)
+            asked = one_prompt(prompt, messages)
             return self._request(asked, model, params, stream=isinstance(asked, ChatRequest) and asked.stream)
         except (InvalidRequestError, TypeError) as error:
             return error.with_traceback(None)
@@ -489,70 +489,3 @@ class Client:
         except PiAPIError as failure:
             completion, error = None, failure
         return Result(index, call.request, completion, error, self._dispatcher.clock() - call.began)
-
-
-def _one_of(prompt: Prompt | None, messages: Prompt | None) -> Prompt:
-    if prompt is None and messages is None:
-        raise TypeError("there is no prompt; pass a text, messages, or a ChatRequest")
-    if prompt is not None and messages is not None:
-        raise TypeError("prompt and messages are the same thing by two names; pass one of them")
-    return cast("Prompt", messages if prompt is None else prompt)
-
-
-def _deadline(now: float, seconds: object) -> Deadline:
-    number = plain_number(seconds)
-    if number is None or not number > 0:
-        raise InvalidRequestError("deadline: it is not a number above 0; pass seconds, or None")
-    return Deadline(now + number, "deadline", number)
-
-
-def _read_keys(api_key: object) -> tuple[Secret, ...] | ConfigurationError:
-    if api_key is None:
-        api_key = os.environ.get("PIAPI_API_KEY")
-    if api_key is None:
-        return ConfigurationError("api_key: there is none; pass it, or set the environment variable PIAPI_API_KEY")
-    return read_keys(api_key)
-
-
-def _is_list_of_providers(value: object) -> bool:
-    return isinstance(value, Sequence) and all(isinstance(item, Provider) for item in cast("Sequence[object]", value))
-
-
-def _is_whole_number(value: object) -> bool:
-    return isinstance(plain_number(value), int)
-
-
-def _is_none_or(is_right: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: value is None or is_right(value)
-
-
-def _is_a(cls: type) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, cls)
-
-
-_FLAG = (_is_a(bool), "True or False")
-
-_OPTIONS: Mapping[str, tuple[Callable[[object], bool], str]] = {
-    "limits": (_is_a(Limits), "Limits(concurrency=…)"),
-    "retry": (_is_a(Retry), "Retry(attempts=…)"),
-    "timeout": (_is_a(Timeout), "Timeout(total=…)"),
-    "health": (_is_a(Health), "Health(failure_threshold=…)"),
-    "model": (_is_none_or(_is_a(str)), "a name such as 'gpt-4o-mini', or None"),
-    "backups": (_is_list_of_providers, "a list: [Provider(name, base_url, api_key)]"),
-    "tokenizer": (_is_none_or(callable), "a function of a text that returns its number of tokens, or None"),
-    "stream_usage": _FLAG,
-    "require_finish_reason": _FLAG,
-    "ssl": (_is_none_or(_is_a(ssl_module.SSLContext)), "an ssl.SSLContext, or None"),
-    "insecure": _FLAG,
-    "trust_env": _FLAG,
-    "allow_http": _FLAG,
-    "seed": (_is_none_or(_is_whole_number), "a whole number, or None"),
-}
-"""The check of each option that nothing else checks, and what to pass."""
-
-
-def _check_types(**options: object) -> None:
-    for name, value in options.items():
-        is_right, wanted = _OPTIONS[name]
-        if not is_right(value):
-            raise ConfigurationError(f"{name}: this {type(value).__name__} does not fit; pass {wanted}")

@@ -1,0 +1,7 @@
+"""`Client`: the one door; and `options`, the checks of what goes through it."""
+
+from __future__ import annotations
+
+from piapi_async.client.client import Client
+
+__all__ = ["Client"]

@@ -1,0 +1,97 @@
+"""What a caller passes to a client, checked: each refusal names the option and says what to pass."""
+
+from __future__ import annotations
+
+import os
+import ssl as ssl_module
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+from piapi_async.errors import ConfigurationError, InvalidRequestError, Secret
+from piapi_async.models import Prompt
+from piapi_async.models.checks import plain_number
+from piapi_async.policy import Deadline, Health, Limits, Retry, Timeout
+from piapi_async.provider import Provider, read_keys
+
+
+def one_prompt(prompt: Prompt | None, messages: Prompt | None) -> Prompt:
+    """Return what is asked, which has two names.
+
+    Raises:
+        TypeError: Both are given, or neither.
+    """
+    if prompt is None and messages is None:
+        raise TypeError("there is no prompt; pass a text, messages, or a ChatRequest")
+    if prompt is not None and messages is not None:
+        raise TypeError("prompt and messages are the same thing by two names; pass one of them")
+    return cast("Prompt", messages if prompt is None else prompt)
+
+
+def read_deadline(now: float, seconds: object) -> Deadline:
+    """Return the moment at which a call must be over.
+
+    Raises:
+        InvalidRequestError: The seconds are no number above 0.
+    """
+    number = plain_number(seconds)
+    if number is None or not number > 0:
+        raise InvalidRequestError("deadline: it is not a number above 0; pass seconds, or None")
+    return Deadline(now + number, "deadline", number)
+
+
+def read_api_key(api_key: object) -> tuple[Secret, ...] | ConfigurationError:
+    """Return the keys, from the environment where none is given; or the error to raise where no key is bound."""
+    if api_key is None:
+        api_key = os.environ.get("PIAPI_API_KEY")
+    if api_key is None:
+        return ConfigurationError("api_key: there is none; pass it, or set the environment variable PIAPI_API_KEY")
+    return read_keys(api_key)
+
+
+def _is_list_of_providers(value: object) -> bool:
+    return isinstance(value, Sequence) and all(isinstance(item, Provider) for item in cast("Sequence[object]", value))
+
+
+def _is_whole_number(value: object) -> bool:
+    return isinstance(plain_number(value), int)
+
+
+def _is_none_or(is_right: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: value is None or is_right(value)
+
+
+def _is_a(cls: type) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, cls)
+
+
+_FLAG = (_is_a(bool), "True or False")
+
+_OPTIONS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "limits": (_is_a(Limits), "Limits(concurrency=…)"),
+    "retry": (_is_a(Retry), "Retry(attempts=…)"),
+    "timeout": (_is_a(Timeout), "Timeout(total=…)"),
+    "health": (_is_a(Health), "Health(failure_threshold=…)"),
+    "model": (_is_none_or(_is_a(str)), "a name such as 'gpt-4o-mini', or None"),
+    "backups": (_is_list_of_providers, "a list: [Provider(name, base_url, api_key)]"),
+    "tokenizer": (_is_none_or(callable), "a function of a text that returns its number of tokens, or None"),
+    "stream_usage": _FLAG,
+    "require_finish_reason": _FLAG,
+    "ssl": (_is_none_or(_is_a(ssl_module.SSLContext)), "an ssl.SSLContext, or None"),
+    "insecure": _FLAG,
+    "trust_env": _FLAG,
+    "allow_http": _FLAG,
+    "seed": (_is_none_or(_is_whole_number), "a whole number, or None"),
+}
+"""The check of each option that nothing else checks, and what to pass."""
+
+
+def check_types(**options: object) -> None:
+    """Check the type of options.
+
+    Raises:
+        ConfigurationError: One has a wrong type; the text names it and says what to pass.
+    """
+    for name, value in options.items():
+        is_right, wanted = _OPTIONS[name]
+        if not is_right(value):
+            raise ConfigurationError(f"{name}: this {type(value).__name__} does not fit; pass {wanted}")
