@@ -305,7 +305,7 @@ def estimate_tokens(text: str) -> int:
     Returns:
         Tokens; 0 for a text without words.
     """
-    words = sum(1 for _ in re.finditer(_WORDS, text))
+    words = len(text.split() if text.isascii() else re.findall(_WORDS, text))
     return -(-words * 4 // 3)
 
 

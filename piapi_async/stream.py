@@ -59,7 +59,7 @@ async def read_chunks(
         APIError: The stream broke off, stalled, held an error, or ended before it was whole.
     """
     events = SSEDecoder()
-    decoder = ChunkDecoder(secrets)
+    decoder = ChunkDecoder(builder, secrets)
     due = first_event
     between_events = deadline.with_progress(progress)  # each wait counts from its own beginning
     blank, ended, broken = True, False, False
@@ -77,11 +77,11 @@ async def read_chunks(
         if blank and _is_document(data):
             body = await exchange.read_all(due.with_progress(progress), data)
             chunks, ended, failure = [as_chunk(decode_completion(body, secrets=secrets))], True, None
+            builder.add(chunks[0])
         else:
             chunks, ended, failure = _decode(events, decoder, data)
         blank = blank and data.isspace()
         if chunks:
-            builder.extend(chunks)
             yield chunks
             due = between_events
         elif due is between_events:  # comments came, which don't count: the wait for the next event goes on
@@ -90,7 +90,6 @@ async def read_chunks(
         if failure is not None:
             raise failure
     if last := decoder.flush():
-        builder.extend([last])
         yield [last]
     builder.check_end(terminated=ended, broken=broken, require_finish_reason=require_finish_reason)
 
@@ -113,12 +112,8 @@ def _decode(
         error.maybe_billed = True
         failure = error
     try:
-        for event in ready:
-            chunk = decoder.decode(event)
-            if isinstance(chunk, str):  # "end"
-                return chunks, True, None
-            if chunk is not None:
-                chunks.append(chunk)
+        if decoder.decode(ready, chunks):
+            return chunks, True, None
     except APIError as error:
         failure = error
     return chunks, False, failure
@@ -231,26 +226,20 @@ class ChatStream:
             return began
         if self._completion is not None:
             return None
-        if not self._open:
-            raise RuntimeError("the stream was left before its end; read it inside its block")
-        self._check_not_failed()
-        item = await self._read()
-        if isinstance(item, ChatCompletion):
-            self._completion = item
-            return None
-        return item
-
-    async def _read(self) -> StreamItem:
-        if self._reader is not None:
-            raise RuntimeError("another task reads the stream already; it has one consumer")
+        self._check_readable()
         reader = self._reader = cast("asyncio.Task[object]", asyncio.current_task())  # whose coroutine this is
         cancelling = reader.cancelling()
         try:
-            return await anext(self._source)
+            item = await anext(self._source)
         except BaseException as error:
             self._failure = error.with_traceback(None)
             if not self._was_left(error, reader, cancelling):
                 raise
+        else:
+            if not isinstance(item, ChatCompletion):
+                return item
+            self._completion = item
+            return None
         finally:
             self._reader = None
             if self._left is not None and not self._left.done():
@@ -260,6 +249,13 @@ class ChatStream:
             kind="closed",
             maybe_billed=True,
         )
+
+    def _check_readable(self) -> None:
+        if not self._open:
+            raise RuntimeError("the stream was left before its end; read it inside its block")
+        self._check_not_failed()
+        if self._reader is not None:
+            raise RuntimeError("another task reads the stream already; it has one consumer")
 
     def _was_left(self, error: BaseException, reader: asyncio.Task[object], cancelling: int) -> bool:
         """Whether a read ended because the block was left; takes that cancellation back."""
@@ -320,12 +316,14 @@ class _Items(Generic[T]):
 
 
 def _tokens_of(batch: list[ChatCompletionChunk] | Restarted) -> list[str]:
-    return [
-        choice.delta.content
-        for chunk in ([] if isinstance(batch, Restarted) else batch)
-        for choice in chunk.choices
-        if choice.index == 0 and choice.delta.content
-    ]
+    tokens: list[str] = []
+    if isinstance(batch, Restarted):
+        return tokens
+    for chunk in batch:
+        for choice in chunk.choices:
+            if choice.index == 0 and choice.delta.content:
+                tokens.append(choice.delta.content)
+    return tokens
 
 
 def _chunks_of(batch: list[ChatCompletionChunk] | Restarted) -> list[ChatCompletionChunk]:

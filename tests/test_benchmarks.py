@@ -303,8 +303,8 @@ def test_calls_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
         begin = traced.index(name)
         assert len(traced[begin + 1 : traced.index("", begin)]) == counted
         assert 0 < changes < counted
-    assert "  client.Client.complete" in traced
-    assert "  client.Client.stream" in traced
+    assert "  client.client.Client.complete" in traced
+    assert "  client.client.Client.stream" in traced
 
 
 def test_each_peer_has_a_label_and_what_it_needs() -> None:

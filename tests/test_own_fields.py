@@ -60,18 +60,13 @@ def test_of_a_plain_answer(false: dict[str, Any], start: bytes) -> None:
 @EACH
 @pytest.mark.parametrize("start", ["", " "], ids=["as it comes", "tolerantly"])
 def test_of_a_chunk(false: dict[str, Any], start: str) -> None:
-    decoder, builder = ChunkDecoder(), AnswerBuilder()
-    expected = AnswerBuilder()
-    for fields in CHUNKS:
-        chunk = decoder.decode(ServerSentEvent(start + json.dumps(fields | false)))
-        plain = ChunkDecoder().decode(ServerSentEvent(start + json.dumps(fields)))
-        assert isinstance(chunk, ChatCompletionChunk)
-        assert isinstance(plain, ChatCompletionChunk)
-        assert chunk == plain
-        assert chunk.raw == fields | false
-        assert json.loads(chunk.data) == fields | false
-        builder.extend([chunk])
-        expected.extend([plain])
+    builder, expected = AnswerBuilder(), AnswerBuilder()
+    chunks, plain = list[ChatCompletionChunk](), list[ChatCompletionChunk]()
+    ChunkDecoder(builder).decode([ServerSentEvent(start + json.dumps(each | false)) for each in CHUNKS], chunks)
+    ChunkDecoder(expected).decode([ServerSentEvent(start + json.dumps(each)) for each in CHUNKS], plain)
+    assert chunks == plain
+    assert [each.raw for each in chunks] == [each | false for each in CHUNKS]
+    assert [json.loads(each.data) for each in chunks] == [each | false for each in CHUNKS]
     assert builder.build("asked") == expected.build("asked")
     assert builder.build("asked").raw == expected.build("asked").raw
 

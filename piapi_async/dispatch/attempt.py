@@ -101,8 +101,12 @@ class AttemptInFlight:
             route = dispatcher.router.choose(call, now)
         if call.worst is not None:
             self._reserve(call.worst)
+        call.panic = call.panic or route.panic
         try:
-            await self._pass_gate(route, now)
+            if route.key.gate.try_enter(call.tokens, now):
+                self._begin(route, now)
+            else:
+                await self._wait_at_gate(route, now)
         except BaseException:
             self._release()
             raise
@@ -130,15 +134,6 @@ class AttemptInFlight:
         if self._reserved is not None:
             self._dispatcher.books.release(self._reserved)
             self._reserved = None
-
-    async def _pass_gate(self, route: Route, now: float) -> None:
-        """Take a place at the gate, waiting for one if need be."""
-        call = self.call
-        call.panic = call.panic or route.panic
-        if route.key.gate.try_enter(call.tokens, now):
-            self._begin(route, now)
-        else:
-            await self._wait_at_gate(route, now)
 
     async def _wait_at_gate(self, route: Route, began: float) -> None:
         """Wait for a place. What was healthy when the call began to wait may not be so when its turn comes."""

@@ -1,7 +1,7 @@
 """Answers, whole and in chunks, and the record of how they were got.
 
 The classes have no slots and can be assigned to: msgspec fills instances without slots faster, attrs those that are not
-frozen, and the client completes some after decoding. What is the default of a field, and so shared, is frozen.
+frozen, and the client completes some after decoding.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Choice:
     logprobs: object = None
 
 
-@attrs.frozen(slots=False)
+@attrs.define(slots=False)
 class Delta:
     """What a chunk adds to a choice's message."""
 
@@ -80,7 +80,7 @@ class ChunkChoice:
     """What a chunk adds to one choice."""
 
     index: int
-    delta: Delta = Delta()
+    delta: Delta = attrs.field(factory=Delta)
     finish_reason: str | None = None
     logprobs: object = None
 

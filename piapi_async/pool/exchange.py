@@ -15,7 +15,7 @@ from piapi_async.errors import APIResponseError, StreamTooLargeError
 from piapi_async.policy import NEVER, Deadline
 from piapi_async.pool.foreign import FOREIGN, closed, translate
 from piapi_async.pool.timer import WaitTimer
-from piapi_async.wire import Headers
+from piapi_async.wire import ANSWER_HEADERS, Headers
 
 if TYPE_CHECKING:
     from piapi_async.pool.session import EndpointSession
@@ -71,7 +71,7 @@ class SessionExchange:
         self.response: aiohttp.ClientResponse | None = None
         self._session = session
         self._timer = timer
-        self._task = cast("asyncio.Task[object]", asyncio.current_task())  # whose coroutine this is made in
+        self._task = cast("asyncio.Task[object]", asyncio.current_task(session.loop))  # whose coroutine this is made in
         self._cancelling = self._task.cancelling()
         self._content = aiohttp.EMPTY_PAYLOAD
         self._inflate: Inflate | None = None
@@ -217,7 +217,5 @@ class SessionExchange:
 
 def _copy(response: aiohttp.ClientResponse) -> Headers:
     """Copy headers out of aiohttp's own mapping; what came more than once is joined by line ends."""
-    headers = {name.lower(): value for name, value in response.headers.items()}
-    if len(headers) < len(response.headers):
-        headers = {name: "\n".join(response.headers.getall(name)) for name in headers}
-    return headers
+    headers = response.headers
+    return {name: "\n".join(headers.getall(name)) for name in ANSWER_HEADERS if name in headers}

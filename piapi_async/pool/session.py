@@ -64,6 +64,7 @@ class EndpointSession:
         url: Where the requests go.
         host: For errors.
         closed: Whether it is.
+        loop: The event loop that it was opened on.
         time: The loop's clock.
 
     Args:
@@ -78,9 +79,9 @@ class EndpointSession:
         self._make_session = make_session
         self._session = make_session(False)
         self._spare: aiohttp.ClientSession | None = None
-        self._loop = asyncio.get_running_loop()
-        self.time = self._loop.time
-        self._timer = WaitTimer(self._loop)
+        self.loop = asyncio.get_running_loop()
+        self.time = self.loop.time
+        self._timer = WaitTimer(self.loop)
         self._exchanges: set[SessionExchange] = set()
         self._draining: dict[aiohttp.ClientResponse, asyncio.TimerHandle] = {}
 
@@ -123,7 +124,7 @@ class EndpointSession:
         if not keep:
             self._shut(response)
         elif response not in self._draining:
-            self._draining[response] = self._loop.call_later(DRAIN_SECONDS, self._shut, response)
+            self._draining[response] = self.loop.call_later(DRAIN_SECONDS, self._shut, response)
             response.content.on_eof(lambda: self._drained(response))
 
     def _drained(self, response: aiohttp.ClientResponse) -> None:

@@ -14,6 +14,7 @@ from piapi_async.wire.chunks import ChunkDecoder, as_chunk
 from piapi_async.wire.completion import decode_completion
 from piapi_async.wire.failure import error_from_response
 from piapi_async.wire.headers import (
+    ANSWER_HEADERS,
     PAUSE_CAP,
     Headers,
     read_pause,
@@ -25,6 +26,7 @@ from piapi_async.wire.join import AnswerBuilder
 from piapi_async.wire.request import COMMON_HEADERS, MAX_REQUEST_BYTES, Body, encode_request, request_headers
 
 __all__ = [
+    "ANSWER_HEADERS",
     "COMMON_HEADERS",
     "MAX_REQUEST_BYTES",
     "PAUSE_CAP",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Literal, TypeAlias, cast
+
+import attrs
+import msgspec
 
 from piapi_async.errors import Secret
 from piapi_async.models import (
@@ -18,6 +22,7 @@ from piapi_async.models import (
 from piapi_async.sse import ServerSentEvent
 from piapi_async.wire.convert import ENGINE_ERRORS, converter, structure
 from piapi_async.wire.failure import error_object, raise_error_object, status_error
+from piapi_async.wire.join import AnswerBuilder
 from piapi_async.wire.parse import BLANK, JSON, SHALLOW, as_unicode, may_be_deep, parse_object
 from piapi_async.wire.repair import is_possible, repair
 
@@ -26,58 +31,134 @@ End: TypeAlias = Literal["end"]
 TERMINATORS = ("[done]", "[none]")
 """What ends a stream, in lower case: OpenAI's word, and the one of PiAPI's page."""
 
+_CONTENT = re.compile(r'"content": ?"')
+
+_decode_text = msgspec.json.Decoder(str).decode
+
 _Place: TypeAlias = tuple[int, str, int]
 """Where a text of a stream grows: the choice's index, the field, the tool call's index."""
 
 
-class ChunkDecoder:
-    """Turns the events of one stream into chunks.
+@attrs.define(eq=False, repr=False)
+class _Frame:
+    """What stands around the text of a chunk, as JSON.
 
-    It keeps one thing between chunks: the first half of a surrogate pair, until its second half comes, so that every
-    string it hands out encodes to UTF-8.
+    Most chunks of a stream differ in their text alone. One with the same frame brings a text and nothing else.
     """
 
-    __slots__ = ("_halves", "_secrets", "_structure")
+    before: str
+    behind: str
+    chunk: ChatCompletionChunk
+    length: int  # of both together
+    index: int
+    texts: list[str]  # where the builder gathers them
 
-    def __init__(self, secrets: Iterable[Secret] = ()) -> None:
+    @classmethod
+    def around(cls, chunk: ChatCompletionChunk, builder: AnswerBuilder) -> _Frame | None:
+        """Find the frame of a chunk; None if it brings more than a text."""
+        found = _CONTENT.search(chunk.data)
+        if found is None or len(chunk.choices) != 1 or chunk.usage is not None:
+            return None
+        choice = chunk.choices[0]
+        before, (text, quote, tail) = chunk.data[: found.end()], chunk.data[found.end() :].partition('"')
+        if _CONTENT.search(tail) or choice != ChunkChoice(choice.index, Delta(content=text)):
+            return None
+        behind = quote + tail
+        length = len(before) + len(behind)
+        return cls(before, behind, chunk, length, choice.index, builder.texts_of(choice.index))
+
+    def decode(self, data: str) -> ChatCompletionChunk | None:
+        """Decode a chunk that has this frame, and add its text to the answer; None if it has another, or is wrong."""
+        text = data.removeprefix(self.before).removesuffix(self.behind)
+        if len(data) - len(text) != self.length:
+            return None
+        try:
+            text = _decode_text(f'"{text}"')
+        except ENGINE_ERRORS:
+            return None
+        self.texts.append(text)
+        like = self.chunk
+        choice = ChunkChoice(self.index, Delta(None, text))
+        return ChatCompletionChunk((choice,), like.id, like.object, like.created, like.model, None, data)
+
+
+class ChunkDecoder:
+    """Turns the events of one stream into chunks, and adds them to the answer that is being built.
+
+    It keeps two things between chunks: the first half of a surrogate pair, until its second half comes, so that every
+    string it hands out encodes to UTF-8; and the frame of the last text.
+
+    Args:
+        builder: What the chunks are added to.
+        secrets: Keys that must not appear in an error.
+    """
+
+    __slots__ = ("_builder", "_frame", "_halves", "_secrets", "_structure")
+
+    def __init__(self, builder: AnswerBuilder, secrets: Iterable[Secret] = ()) -> None:
+        self._builder = builder
         self._secrets = secrets
+        self._frame: _Frame | None = None
         self._halves: dict[_Place, str] = {}
         self._structure = converter().get_structure_hook(ChatCompletionChunk)
 
-    def decode(self, event: ServerSentEvent) -> ChatCompletionChunk | End | None:
-        """Decode one event.
+    def decode(self, events: Iterable[ServerSentEvent], chunks: list[ChatCompletionChunk]) -> bool:
+        """Decode events, up to a terminator if there is one among them.
+
+        Args:
+            events: What one read brought.
+            chunks: Where the chunks go, those before a wrong event too.
 
         Returns:
-            A chunk; or `"end"` for a terminator; or None for an event without meaning (a keep-alive or ping).
+            Whether there was a terminator.
 
         Raises:
-            APIStatusError: The event is an error object.
-            APIResponseError: The event is neither a chunk nor an error.
+            APIStatusError: An event is an error object.
+            APIResponseError: An event is neither a chunk nor an error.
         """
+        for event in events:
+            frame = self._frame
+            chunk = frame.decode(event.data) if frame is not None and event.event == "message" else None
+            if chunk is None:
+                other = self._decode_as_it_comes(event) or self._decode_tolerantly(event)
+                if other is None:
+                    continue
+                if isinstance(other, str):  # "end"
+                    return True
+                chunk = other
+                self._builder.add(chunk)
+            chunks.append(chunk)
+        return False
+
+    def _decode_as_it_comes(self, event: ServerSentEvent) -> ChatCompletionChunk | None:
         data = event.data
         odd = event.event != "message" or self._halves or '"error"' in data
-        if not odd and (len(data) <= SHALLOW or not may_be_deep(data.encode())):
-            try:
-                chunk: ChatCompletionChunk = self._structure(data, ChatCompletionChunk)
-            except ENGINE_ERRORS:
-                pass
-            else:
-                # Every field of a chunk may be missing, so one without choices and usage may be something else.
-                if chunk.choices or chunk.usage is not None:
-                    if chunk.usage is not None and not is_possible(chunk.usage):
-                        chunk.usage = None
-                    return chunk
-        return self._decode_tolerantly(event)
+        if odd or (len(data) > SHALLOW and may_be_deep(data.encode())):
+            return None
+        try:
+            chunk: ChatCompletionChunk = self._structure(data, ChatCompletionChunk)
+        except ENGINE_ERRORS:
+            return None
+        # Every field of a chunk may be missing, so one without choices and usage may be something else.
+        if not chunk.choices and chunk.usage is None:
+            return None
+        if chunk.usage is not None and not is_possible(chunk.usage):
+            chunk.usage = None
+        self._frame = _Frame.around(chunk, self._builder)
+        return chunk
 
     def flush(self) -> ChatCompletionChunk | None:
-        """Return what was held back when the stream has ended, as a last chunk, if anything was."""
+        """Return what was held back when the stream has ended, as a last chunk, if anything was; it is added too."""
         if not self._halves:
             return None
         choices = tuple(_replacement(*place) for place in self._halves)
         self._halves = {}
-        return ChatCompletionChunk(choices)
+        chunk = ChatCompletionChunk(choices)
+        self._builder.add(chunk)
+        return chunk
 
     def _decode_tolerantly(self, event: ServerSentEvent) -> ChatCompletionChunk | End | None:
+        self._frame = None
         data = event.data.strip(BLANK)
         if data.lower() in TERMINATORS:
             return "end"

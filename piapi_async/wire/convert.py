@@ -74,6 +74,8 @@ def _is_optional(kind: Any) -> bool:
 def _structure_optional(kind: Any, converter: cattrs.Converter) -> Callable[[object, object], object]:
     item: Any = next(each for each in get_args(kind) if each is not NoneType)
     structure = converter.get_structure_hook(item)
+    if structure is _expect:
+        return lambda value, _: value if value is None or type(value) is item else _expect(value, item)
     return lambda value, _: None if value is None else structure(value, item)
 
 

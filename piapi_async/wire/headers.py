@@ -11,7 +11,7 @@ from typing import TypeAlias
 from piapi_async.errors import Secret, excerpt
 
 Headers: TypeAlias = Mapping[str, str]
-"""An answer's headers: names in lower case; the values of a name that came more than once are separated by `\\n`."""
+"""Headers of an answer, those in `ANSWER_HEADERS`; values of one that came more than once are separated by `\\n`."""
 
 PAUSE_CAP = 60.0
 """Longest pause, in seconds, that a count of what is left asks for: most such windows are a minute (ours)."""
@@ -20,6 +20,20 @@ _WINDOWS = (
     ("x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
     ("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
 )
+
+ANSWER_HEADERS = (
+    "content-encoding",
+    "content-type",
+    "date",
+    "location",
+    "ratelimit",
+    "retry-after",
+    "retry-after-ms",
+    "x-request-id",
+    "x-should-retry",
+    *(name for window in _WINDOWS for name in window),
+)
+"""The headers that are ever read; a transport need not hand on others."""
 
 _SECONDS = r"[0-9]{1,6}(\.[0-9]+)?"
 _DURATION = r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m(?!s))?(?:([0-9]{1,6}(?:\.[0-9]+)?)s)?(?:([0-9]{1,9}(?:\.[0-9]+)?)ms)?"
@@ -65,8 +79,8 @@ def read_pause(headers: Headers, *, refused: bool = False) -> float:
     """
     waits = _draft_waits(headers["ratelimit"]) if "ratelimit" in headers else []
     for remaining, reset in _WINDOWS:
-        left = headers.get(remaining, "").strip()
-        if left == "0" or (refused and not left):
+        left = headers.get(remaining)
+        if (refused and not left) or (left and left.strip() == "0"):
             waits.append(_duration(headers.get(reset, "")))
     if not waits or not max(waits):
         return 0.0

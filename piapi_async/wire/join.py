@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import cast
 
 import attrs
@@ -13,7 +12,6 @@ from piapi_async.models import (
     ChatCompletionChunk,
     Choice,
     ChunkChoice,
-    Delta,
     FunctionCall,
     Message,
     ToolCall,
@@ -63,12 +61,13 @@ class _ChoiceParts:
     logprobs: list[object] = attrs.field(factory=_no_objects)
 
     def extend(self, part: ChunkChoice) -> None:
+        delta = part.delta
         if part.finish_reason is not None:
             self.finish_reason = part.finish_reason
         if part.logprobs is not None:
             self.logprobs.append(part.logprobs)
-
-    def extend_message(self, delta: Delta) -> None:
+        if delta.content:
+            self.content.append(delta.content)
         if delta.role:
             self.role = delta.role
         if delta.function_call is not None:
@@ -152,23 +151,21 @@ class AnswerBuilder:
         """Whether any text, or fragment of a call, has come."""
         return any(choice.content or choice.function_call or choice.tools for choice in self._choices.values())
 
-    def extend(self, chunks: Iterable[ChatCompletionChunk]) -> None:
-        """Add chunks."""
-        choices = self._choices
-        for chunk in chunks:
-            if not self._has_header:
-                self._take_header(chunk)
-            for part in chunk.choices:
-                index, delta = part.index, part.delta
-                choice = choices.get(index) or choices.setdefault(index, _ChoiceParts())
-                if delta.content:
-                    choice.content.append(delta.content)
-                if part.finish_reason is not None or part.logprobs is not None:
-                    choice.extend(part)
-                if delta.role or delta.function_call is not None or delta.tool_calls is not None:
-                    choice.extend_message(delta)
-            if chunk.usage is not None:
-                self.usage = chunk.usage
+    def texts_of(self, index: int) -> list[str]:
+        """Where the texts of a choice are gathered."""
+        return self._choice(index).content
+
+    def add(self, chunk: ChatCompletionChunk) -> None:
+        """Add a chunk."""
+        if not self._has_header:
+            self._take_header(chunk)
+        for part in chunk.choices:
+            self._choice(part.index).extend(part)
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+
+    def _choice(self, index: int) -> _ChoiceParts:
+        return self._choices.get(index) or self._choices.setdefault(index, _ChoiceParts())
 
     def _take_header(self, chunk: ChatCompletionChunk) -> None:
         self.begun = True

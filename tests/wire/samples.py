@@ -15,7 +15,7 @@ import pytest
 
 from piapi_async import APIResponseError, ChatCompletion, ChatCompletionChunk, ServerSentEvent
 from piapi_async.errors import Secret
-from piapi_async.wire import ChunkDecoder, decode_completion
+from piapi_async.wire import AnswerBuilder, ChunkDecoder, decode_completion
 
 KEY = Secret("canary-0123456789-key")
 
@@ -84,11 +84,25 @@ def decode_chunks(*data: str) -> list[ChatCompletionChunk]:
 
 
 def _decode_stream(data: Any) -> list[ChatCompletionChunk]:
-    decoder = ChunkDecoder()
-    decoded = [decoder.decode(ServerSentEvent(text)) for text in data]
+    builder, expected = AnswerBuilder(), AnswerBuilder()
+    decoder = ChunkDecoder(builder)
+    chunks: list[ChatCompletionChunk] = []
+    decoder.decode([ServerSentEvent(text) for text in data], chunks)
     last = decoder.flush()
     assert decoder.flush() is None
-    return [each for each in [*decoded, last] if isinstance(each, ChatCompletionChunk)]
+    chunks += [last] if last else []
+    for each in chunks:
+        expected.add(each)
+    assert builder.build("asked") == expected.build("asked")
+    return chunks
+
+
+def decode_event(event: ServerSentEvent) -> ChatCompletionChunk | str | None:
+    """Decode the only event of a stream: a chunk, `"end"` for a terminator, or None for nothing."""
+    chunks: list[ChatCompletionChunk] = []
+    if ChunkDecoder(AnswerBuilder()).decode([event], chunks):
+        return "end"
+    return chunks[0] if chunks else None
 
 
 def decode_one(data: str) -> ChatCompletionChunk:

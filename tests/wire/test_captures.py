@@ -11,7 +11,7 @@ import pytest
 
 from piapi_async import APIError, APIStatusError, AuthenticationError, ChatCompletionChunk, RateLimitError, SSEDecoder
 from piapi_async.errors import BadRequestError, InternalServerError, NotFoundError
-from piapi_async.wire import ChunkDecoder, error_from_response
+from piapi_async.wire import AnswerBuilder, ChunkDecoder, error_from_response
 from tests.wire.samples import assert_utf8, decode
 
 CAPTURES = Path(__file__).parents[1] / "data" / "captures"
@@ -103,18 +103,14 @@ def test_captured_answer(name: str) -> None:
 
 def read_stream(body: bytes, size: int) -> tuple[list[ChatCompletionChunk], bool, APIError | None]:
     """The chunks of a stream's body, whether its terminator came, and the error that ended it."""
-    events, decoder = SSEDecoder(), ChunkDecoder()
+    events, decoder = SSEDecoder(), ChunkDecoder(AnswerBuilder())
     chunks: list[ChatCompletionChunk] = []
     for start in range(0, len(body), size):
-        for event in events.feed(body[start : start + size]):
-            try:
-                decoded = decoder.decode(event)
-            except APIError as error:
-                return chunks, False, error
-            if decoded == "end":
+        try:
+            if decoder.decode(events.feed(body[start : start + size]), chunks):
                 return chunks, True, None
-            if isinstance(decoded, ChatCompletionChunk):
-                chunks.append(decoded)
+        except APIError as error:
+            return chunks, False, error
     return chunks, False, None
 
 

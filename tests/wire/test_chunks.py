@@ -20,8 +20,8 @@ from piapi_async import (
     Usage,
 )
 from piapi_async.errors import InternalServerError
-from piapi_async.wire import ChunkDecoder
-from tests.wire.samples import chunk, decode_chunks, decode_one, delta
+from piapi_async.wire import AnswerBuilder, ChunkDecoder
+from tests.wire.samples import chunk, decode_chunks, decode_event, decode_one, delta
 
 
 def test_a_chunk() -> None:
@@ -123,7 +123,7 @@ def test_usage_beside_an_empty_delta() -> None:
 @pytest.mark.parametrize("data", ["[DONE]", "[none]", "[Done]", " [NONE] ", "\ufeff[done]\n", "[done]\r"])
 @pytest.mark.parametrize("event", ["message", "error", "done"])
 def test_terminators(data: str, event: str) -> None:
-    assert ChunkDecoder().decode(ServerSentEvent(data, event)) == "end"
+    assert decode_event(ServerSentEvent(data, event)) == "end"
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_terminators(data: str, event: str) -> None:
     ],
 )
 def test_events_without_meaning(event: ServerSentEvent) -> None:
-    assert ChunkDecoder().decode(event) is None
+    assert decode_event(event) is None
 
 
 def test_json_over_several_lines_and_another_events_name() -> None:
     data = json.dumps(json.loads(chunk(delta(content="Hi"))), indent=1)
     assert decode_one(data).choices[0].delta.content == "Hi"
-    named = ChunkDecoder().decode(ServerSentEvent(data, "completion"))
+    named = decode_event(ServerSentEvent(data, "completion"))
     assert isinstance(named, ChatCompletionChunk)
     assert named.choices[0].delta.content == "Hi"
 
@@ -165,7 +165,7 @@ def test_json_over_several_lines_and_another_events_name() -> None:
 )
 def test_errors_in_streams(event: ServerSentEvent, cls: type[APIStatusError], says: str) -> None:
     with pytest.raises(APIStatusError, match=says) as raised:
-        ChunkDecoder().decode(event)
+        decode_event(event)
     assert type(raised.value) is cls
     assert raised.value.__context__ is None
 
@@ -197,7 +197,7 @@ def test_errors_in_streams(event: ServerSentEvent, cls: type[APIStatusError], sa
 def test_what_is_no_chunk(data: str, says: str) -> None:
     for prefix in ("", " "):
         with pytest.raises(APIResponseError) as raised:
-            ChunkDecoder().decode(ServerSentEvent(prefix + data))
+            decode_event(ServerSentEvent(prefix + data))
         assert says in str(raised.value)
         assert raised.value.__context__ is None
 
@@ -243,11 +243,58 @@ def test_halves_of_two_choices_are_kept_apart() -> None:
 
 
 def test_halves_that_wait_do_not_hold_up_a_keep_alive() -> None:
-    decoder = ChunkDecoder()
-    assert isinstance(decoder.decode(ServerSentEvent(chunk(delta(content="\ud83d")))), ChatCompletionChunk)
-    assert decoder.decode(ServerSentEvent("")) is None
-    assert decoder.decode(ServerSentEvent("[DONE]")) == "end"
+    decoder, chunks = ChunkDecoder(AnswerBuilder()), list[ChatCompletionChunk]()
+    half = ServerSentEvent(chunk(delta(content="\ud83d")))
+    assert decoder.decode([half, ServerSentEvent(""), ServerSentEvent("[DONE]")], chunks)
+    assert len(chunks) == 1
     last = decoder.flush()
     assert last is not None
     assert last == ChatCompletionChunk((ChunkChoice(0, Delta(content="\ufffd")),))
     assert last.raw == {}
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+@pytest.mark.parametrize(
+    "text", ["", "b", ' "b" ', "a\\b\n", "\x7f\u2028é😀", '","content":"b', '"},"index":1},{"delta":{"content":"b']
+)
+def test_chunks_that_differ_in_their_text(separators: tuple[str, str], text: str) -> None:
+    def dumps(text: str, **fields: object) -> str:
+        part = {"index": 1, "delta": {"content": text}, "finish_reason": None}
+        return json.dumps({"id": "c", "choices": [part], "model": "m", **fields}, separators=separators)
+
+    chunks = decode_chunks(dumps("a"), dumps(text), dumps(text, usage=None), dumps("c"), dumps("d", id="e"))
+    assert [each.choices for each in chunks] == [
+        (ChunkChoice(1, Delta(content=each)),) for each in ("a", text, text, "c", "d")
+    ]
+    assert [each.id for each in chunks] == [*"cccc", "e"]
+    assert [each.model for each in chunks] == ["m"] * 5
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [("\\", False), ('\\"', True), ("\n", False), ('"', False), ("\\ud83d", True), ('","x":"', True)],
+)
+def test_odd_json_between_two_chunks_that_differ_in_their_text(text: str, good: bool) -> None:
+    frame = chunk(delta(content="TEXT"))
+    events = [ServerSentEvent(frame), ServerSentEvent(frame.replace("TEXT", text)), ServerSentEvent(frame)]
+    decoder, chunks = ChunkDecoder(AnswerBuilder()), list[ChatCompletionChunk]()
+    if good:
+        assert not decoder.decode(events, chunks)
+        assert chunks[1] == decode_event(events[1])
+    else:
+        with pytest.raises(APIResponseError):
+            decoder.decode(events, chunks)
+        assert len(chunks) == 1
+
+
+def test_a_text_in_an_event_of_another_name() -> None:
+    data = chunk(delta(content="it broke"), message="it broke")
+    chunks: list[ChatCompletionChunk] = []
+    with pytest.raises(InternalServerError, match="it broke"):
+        ChunkDecoder(AnswerBuilder()).decode([ServerSentEvent(data), ServerSentEvent(data, "error")], chunks)
+    assert len(chunks) == 1
+
+
+def test_a_whole_text_behind_half_a_surrogate_pair() -> None:
+    chunks = decode_chunks(*(chunk(delta(content=text)) for text in ("a", "b\ud83d", "c", "d")))
+    assert [each.text for each in chunks] == ["a", "b", "\ufffdc", "d"]

@@ -25,8 +25,8 @@ from piapi_async.errors import (
     RequestTooLargeError,
     UnprocessableEntityError,
 )
-from piapi_async.wire import ChunkDecoder, decode_completion, error_from_response
-from tests.wire.samples import BOM, KEY, completion, decode, refused
+from piapi_async.wire import AnswerBuilder, ChunkDecoder, decode_completion, error_from_response
+from tests.wire.samples import BOM, KEY, completion, decode, decode_event, refused
 
 # -- error objects in a 200 --------------------------------------------------------------------------------------------
 
@@ -75,7 +75,7 @@ def test_error_objects(fields: dict[str, object], cls: type[APIStatusError], sta
         assert raised.value.status_code == status
         assert raised.value.__context__ is None
         with pytest.raises(cls):
-            ChunkDecoder().decode(ServerSentEvent(json.dumps(fields)))
+            decode_event(ServerSentEvent(json.dumps(fields)))
 
 
 def test_an_error_that_comes_along_with_choices() -> None:
@@ -83,7 +83,7 @@ def test_an_error_that_comes_along_with_choices() -> None:
         with pytest.raises(RateLimitError):
             decode_completion(completion(**fields))
         with pytest.raises(RateLimitError):
-            ChunkDecoder().decode(ServerSentEvent(completion(**fields).decode()))
+            decode_event(ServerSentEvent(completion(**fields).decode()))
 
 
 @pytest.mark.parametrize(
@@ -259,5 +259,5 @@ def test_a_key_that_is_echoed_is_scrubbed() -> None:
             decode_completion(body.encode(), secrets=[KEY])
         assert key not in repr(vars(raised.value)) + str(raised.value)
         with pytest.raises(PiAPIError) as raised:
-            ChunkDecoder([KEY]).decode(ServerSentEvent(body, "error"))
+            ChunkDecoder(AnswerBuilder(), [KEY]).decode([ServerSentEvent(body, "error")], [])
         assert key not in repr(vars(raised.value)) + str(raised.value)

@@ -33,7 +33,8 @@ def chunk_of(index: int = 0, finish: str | None = None, logprobs: object = None,
 
 def join(*chunks: ChatCompletionChunk) -> ChatCompletion:
     builder = AnswerBuilder()
-    builder.extend(chunks)
+    for chunk in chunks:
+        builder.add(chunk)
     return builder.build("asked")
 
 
@@ -203,7 +204,7 @@ def test_the_text_so_far_is_that_of_the_first_choice() -> None:
     builder = AnswerBuilder()
     texts = [builder.text]
     for chunk in (chunk_of(1, content="x"), chunk_of(content="a"), chunk_of(), chunk_of(content="b")):
-        builder.extend([chunk])
+        builder.add(chunk)
         texts.append(builder.text)
     assert texts == ["", "", "a", "a", "ab"]
 
@@ -223,7 +224,7 @@ def test_what_counts_as_content(chunk: ChatCompletionChunk, has_content: bool) -
     builder = AnswerBuilder()
     assert not builder.begun
     assert not builder.has_content
-    builder.extend([chunk])
+    builder.add(chunk)
     assert builder.begun
     assert builder.has_content is has_content
 
@@ -233,7 +234,8 @@ def test_what_counts_as_content(chunk: ChatCompletionChunk, has_content: bool) -
 
 def check_end(*chunks: ChatCompletionChunk, **how: bool) -> None:
     builder = AnswerBuilder()
-    builder.extend(chunks)
+    for chunk in chunks:
+        builder.add(chunk)
     builder.check_end(**{"terminated": False, **how})
 
 

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from piapi_async import APIError, ChatCompletionChunk, ServerSentEvent
-from piapi_async.wire import ChunkDecoder, decode_completion, error_from_response
+from piapi_async.wire import AnswerBuilder, ChunkDecoder, decode_completion, error_from_response
 from tests.wire.samples import BOM, KEY, assert_utf8, chunk, decode_chunks, delta
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()) | st.sampled_from('\ud83d\ude00😀\ufeff"\\'), max_size=6)
@@ -97,22 +97,19 @@ def test_property_both_ways_agree_on_completions(text: str) -> None:
     assert outcome(body) == outcome(BOM + body)
 
 
-def _seen(decoded: object) -> list[object]:
-    """What a caller sees of it."""
-    return [decoded, decoded.raw] if isinstance(decoded, ChatCompletionChunk) else [decoded]
-
-
 def stream_outcome(texts: list[str]) -> list[object]:
-    decoder = ChunkDecoder()
+    decoder = ChunkDecoder(AnswerBuilder())
     seen: list[object] = []
     for text in texts:
+        chunks: list[ChatCompletionChunk] = []
         try:
-            decoded = decoder.decode(ServerSentEvent(text))
+            seen.append(decoder.decode([ServerSentEvent(text)], chunks))
         except APIError as error:
             seen.append(refusal(error))
-        else:
-            seen += _seen(decoded)
-    seen += _seen(decoder.flush())
+        for decoded in chunks:
+            seen += [decoded, decoded.raw]
+    last = decoder.flush()
+    seen += [last, last and last.raw]
     assert_utf8(seen)
     return seen
 
@@ -152,7 +149,7 @@ def test_property_nothing_but_our_errors_escapes_an_event(texts: list[str]) -> N
     for name in ("message", "error", "ping"):
         for text in texts:
             try:
-                ChunkDecoder([KEY]).decode(ServerSentEvent(text, name))
+                ChunkDecoder(AnswerBuilder(), [KEY]).decode([ServerSentEvent(text, name)], [])
             except APIError as error:
                 refusal(error)
     stream_outcome(texts)
