@@ -156,6 +156,7 @@ class ChatStream:
         self._completion: ChatCompletion | None = None
         self._failure: BaseException | None = None
         self._open = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._reader: asyncio.Task[object] | None = None
         self._left: asyncio.Future[None] | None = None  # what the block waits for, left while another task reads
 
@@ -168,6 +169,7 @@ class ChatStream:
         if self._open:
             raise RuntimeError("the stream is open already; call client.stream() again for another")
         self._open = True
+        self._loop = asyncio.get_running_loop()
         self._began = await self._pull()
         return self
 
@@ -227,7 +229,9 @@ class ChatStream:
         if self._completion is not None:
             return None
         self._check_readable()
-        reader = self._reader = cast("asyncio.Task[object]", asyncio.current_task())  # whose coroutine this is
+        reader = self._reader = cast(
+            "asyncio.Task[object]", asyncio.current_task(self._loop)
+        )  # whose coroutine this is
         cancelling = reader.cancelling()
         try:
             item = await anext(self._source)
