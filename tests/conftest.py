@@ -1,7 +1,7 @@
 """What every test shares.
 
-The property tests have two sizes, chosen by the environment variable HYPOTHESIS_PROFILE: `ci` (the default, a few
-seconds in all) and `nightly` (10⁶ examples each, hours), as in `HYPOTHESIS_PROFILE=nightly pytest -k property`.
+The property tests have three sizes: `quick` (the default), `ci` (with `--slow`), and `nightly` (10⁶ examples each,
+hours), which the environment variable HYPOTHESIS_PROFILE chooses: `HYPOTHESIS_PROFILE=nightly pytest -k property`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,15 @@ from hypothesis import HealthCheck, settings
 
 # Never the clock: a busy machine must not fail a test.
 _COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("quick", _COMMON, max_examples=60)
 settings.register_profile("ci", _COMMON, max_examples=200)
 settings.register_profile("nightly", _COMMON, max_examples=1_000_000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose how many examples each property test tries."""
+    usual = "ci" if config.getoption("--slow") else "quick"
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", usual))
 
 
 @pytest.fixture(scope="session")

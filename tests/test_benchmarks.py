@@ -315,6 +315,7 @@ def test_each_peer_has_a_label_and_what_it_needs() -> None:
     assert clients.installed("bare")
 
 
+@pytest.mark.slow
 def test_curve_of_first_tokens(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     options = ["--curves", "first", "--peers", "ours", "--scale", "0.005", "--rounds", "1", "--json", str(report)]
@@ -389,6 +390,7 @@ async def test_a_right_answer_counts(job: str, script: list[str]) -> None:
     assert result.units == (4 if job == "complete" else 4 * len(server.TOKENS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["complete", "tokens", "chunks", "map"])
 @pytest.mark.parametrize("wrong", [[], [*server.TOKENS[:-1]], [*server.TOKENS, "!"]], ids=["empty", "short", "long"])
 async def test_a_wrong_answer_does_not_count(job: str, wrong: list[str], script: list[str]) -> None:

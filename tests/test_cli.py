@@ -252,6 +252,7 @@ def test_a_closed_pipe_is_quiet(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("argv", [("models",), ("models", "--json"), ("demo", "--questions", "1")])
 def test_a_reader_that_leaves_is_no_matter(argv: tuple[str, ...]) -> None:
     with started(*argv) as process:
@@ -337,6 +338,7 @@ def rows_of(out: str) -> dict[str, str]:
     return dict(re.findall(r"^ *(\w[\w ,]*?)  +(\S+(?: \S+)*)", out, re.MULTILINE))
 
 
+@pytest.mark.slow
 def test_the_demo_runs_alone_and_leaves_standard_error_empty() -> None:
     options = ("--questions", "30", "--concurrency", "10")
     done = subprocess.run((*STRICT, "demo", *options), capture_output=True, text=True, timeout=60)
@@ -535,6 +537,7 @@ def test_serve_says_how_to_call_it_and_ends_on_ctrl_c() -> None:
         assert interrupted(process) == (130, "")
 
 
+@pytest.mark.slow
 def test_serve_ends_while_it_streams() -> None:
     with started("serve", "--port", "0", "--api-key", KEY, "--tokens-per-second", "0.1") as server:
         assert server.stdout is not None
@@ -595,6 +598,7 @@ def test_ctrl_c_ends_the_demo_and_its_servers(line: str) -> None:
         assert interrupted(process) == (130, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "good", "fault"),
     [

@@ -30,6 +30,7 @@ def three_tries(scenario: str) -> Report:
 # -- what is promised --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", BACKED_UP)
 def test_with_a_healthy_backup_every_call_succeeds(scenario: str) -> None:
     report = ours(scenario)
@@ -45,6 +46,7 @@ def test_a_dead_provider_gets_few_requests(scenario: str) -> None:
     assert "open" in report.states
 
 
+@pytest.mark.slow
 def test_with_both_down_each_gets_a_request_a_call() -> None:
     report = ours("both")
     assert report.success < 0.01
@@ -53,6 +55,7 @@ def test_with_both_down_each_gets_a_request_a_call() -> None:
     assert all(call.provider for call in report.outcomes if call.began >= report.healed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_traffic_is_back_soon_after_an_outage(seed: int) -> None:
     assert ours("down", seed).recovery <= LONGEST_OPEN + 5
@@ -70,6 +73,7 @@ def test_a_few_errors_open_no_breaker() -> None:
     assert report.requests_per_call(BACKUP) == pytest.approx(0.1, abs=0.02)
 
 
+@pytest.mark.slow
 def test_flapping() -> None:
     report = ours("flapping")
     assert report.success >= 0.995
@@ -82,6 +86,7 @@ def test_slow_death_costs_a_call_one_timeout_and_little_more() -> None:
     assert three_tries("slow").p99 > outage.PATIENCE * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backup", [False, True])
 @pytest.mark.parametrize("seed", [outage.SEED, None])
 def test_clients_that_start_at_once_do_not_retry_at_once(seed: int | None, backup: bool) -> None:
@@ -91,6 +96,7 @@ def test_clients_that_start_at_once_do_not_retry_at_once(seed: int | None, backu
     assert herd.crowding <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", BACKED_UP)
 def test_the_usual_loop_does_worse(scenario: str) -> None:
     assert three_tries(scenario).success < ours(scenario).success
@@ -102,6 +108,7 @@ def test_the_usual_loop_floods_a_dead_provider() -> None:
     assert outage.restart_three_tries().crowding > 3
 
 
+@pytest.mark.slow
 # -- the simulation itself ---------------------------------------------------------------------------------------------
 
 
@@ -162,6 +169,7 @@ def test_a_provider_that_never_heals_never_has_its_traffic_back() -> None:
     assert Report(outage.HEALED, calls, {}).recovery == math.inf
 
 
+@pytest.mark.slow
 def test_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert outage.main(["--scenarios", "down"]) == 0
     _, _, row, *lines = capsys.readouterr().out.splitlines()

@@ -475,6 +475,7 @@ def test_an_endless_line_takes_twice_the_cap_at_most(start: bytes, size: int) ->
     assert most <= 2 * MIB + SLACK // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 1 << 30])
 @pytest.mark.parametrize("line", [b"data\n", b"data:ab\n", b"data: " + b"x" * 9_999 + b"\n"])
 def test_endless_lines_take_twice_the_cap_at_most(line: bytes, size: int) -> None:

@@ -288,6 +288,7 @@ print(found.earlier.done, before, peak(), time.perf_counter() - began)
 RECORDS = int(os.environ.get("PIAPI_RECORDS", "20000"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
 def test_K23_a_large_file(out: Path) -> None:
     """Resuming from 10⁶ records must take less than 5 s and 200 MiB: run it with PIAPI_RECORDS=1000000 and -s."""
