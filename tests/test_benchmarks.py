@@ -154,13 +154,11 @@ def test_a_peer_that_is_not_installed_is_reported(
     }  # fmt: skip
 
 
-HEAVY = {"openai", "openai-aiohttp", "litellm", "flexllm"}
-"""The peers that take seconds to import."""
+OWN = {"bare", "lean", "ours"}
+"""What needs no other package."""
 
 
-@pytest.mark.parametrize(
-    "peer", [needs(peer, *([pytest.mark.slow] if peer in HEAVY else [])) for peer in clients.PEERS]
-)
+@pytest.mark.parametrize("peer", [needs(peer, *([] if peer in OWN else [pytest.mark.slow])) for peer in clients.PEERS])
 def test_each_peer_answers_rightly(peer: str) -> None:
     jobs = ["complete"] if peer == "pyreqwest" else ["complete", "tokens", "first"]
     with load_server() as ports:

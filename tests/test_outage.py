@@ -38,6 +38,7 @@ def test_with_a_healthy_backup_every_call_succeeds(scenario: str) -> None:
     assert report.failed == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["down", "drain"])
 def test_a_dead_provider_gets_few_requests(scenario: str) -> None:
     report = ours(scenario)
@@ -61,6 +62,7 @@ def test_traffic_is_back_soon_after_an_outage(seed: int) -> None:
     assert ours("down", seed).recovery <= LONGEST_OPEN + 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["errors-10", "errors-50", "flapping", "slow", "both"])
 def test_traffic_is_back_soon_after_other_trouble(scenario: str) -> None:
     assert ours(scenario).recovery <= LONGEST_OPEN + 5
@@ -103,6 +105,7 @@ def test_the_usual_loop_does_worse(scenario: str) -> None:
     assert three_tries(scenario).p99 > ours(scenario).p99 or scenario == "drain"  # there it gives up sooner
 
 
+@pytest.mark.slow
 def test_the_usual_loop_floods_a_dead_provider() -> None:
     assert three_tries("down").requests_per_call(PRIMARY) > 2.9
     assert outage.restart_three_tries().crowding > 3
