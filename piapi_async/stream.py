@@ -122,7 +122,7 @@ def _decode(
 # -- what the caller holds ---------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Restarted:
     """Comes out of `ChatStream.events` where an answer broke off and another one begins: forget the text so far.
 

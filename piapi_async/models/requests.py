@@ -1,7 +1,5 @@
 """What may be asked: `ChatRequest`, checked when it is made, so that a bad value is refused before a byte is sent."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias, TypedDict
 

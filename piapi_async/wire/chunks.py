@@ -31,7 +31,7 @@ End: TypeAlias = Literal["end"]
 TERMINATORS = ("[done]", "[none]")
 """What ends a stream, in lower case: OpenAI's word, and the one of PiAPI's page."""
 
-_CONTENT = re.compile(r'"content": ?"')
+_CONTENT = r'"content": ?"'
 
 _decode_text = msgspec.json.Decoder(str).decode
 
@@ -39,7 +39,7 @@ _Place: TypeAlias = tuple[int, str, int]
 """Where a text of a stream grows: the choice's index, the field, the tool call's index."""
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class _Frame:
     """What stands around the text of a chunk, as JSON.
 
@@ -56,12 +56,12 @@ class _Frame:
     @classmethod
     def around(cls, chunk: ChatCompletionChunk, builder: AnswerBuilder) -> _Frame | None:
         """Find the frame of a chunk; None if it brings more than a text."""
-        found = _CONTENT.search(chunk.data)
+        found = re.search(_CONTENT, chunk.data)
         if found is None or len(chunk.choices) != 1 or chunk.usage is not None:
             return None
         choice = chunk.choices[0]
         before, (text, quote, tail) = chunk.data[: found.end()], chunk.data[found.end() :].partition('"')
-        if _CONTENT.search(tail) or choice != ChunkChoice(choice.index, Delta(content=text)):
+        if re.search(_CONTENT, tail) or choice != ChunkChoice(choice.index, Delta(content=text)):
             return None
         behind = quote + tail
         length = len(before) + len(behind)

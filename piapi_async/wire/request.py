@@ -15,7 +15,7 @@ MAX_REQUEST_BYTES = 32 << 20
 """Largest request body, 32 MiB (ours: above every vendor's limit for a prompt with pictures)."""
 
 
-@attrs.define(repr=False, eq=False)
+@attrs.define(repr=False, eq=False, slots=False)
 class Body:
     """The body of a request; no `repr`, log or traceback with locals shows it."""
 
