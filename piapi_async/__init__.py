@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+# First, as it loads aiohttp: from deep within other imports, CPython maps and unmaps memory for calls at each turn.
+from piapi_async.pool import Exchange, Transport
+
+# isort: split
 from piapi_async.billing import Quote
 from piapi_async.client import Client
 from piapi_async.errors import (
@@ -40,7 +44,6 @@ from piapi_async.models import (
     Usage,
 )
 from piapi_async.policy import Health, Limits, Retry, Timeout
-from piapi_async.pool import Exchange, Transport
 from piapi_async.provider import Provider
 from piapi_async.sse import ServerSentEvent, SSEDecoder
 from piapi_async.stream import ChatStream, Restarted
