@@ -321,9 +321,7 @@ class _Items(Generic[T]):
 
 def _tokens_of(batch: list[ChatCompletionChunk] | Restarted) -> list[str]:
     tokens: list[str] = []
-    if isinstance(batch, Restarted):
-        return tokens
-    for chunk in batch:
+    for chunk in [] if isinstance(batch, Restarted) else batch:  # a stream that may restart gives no tokens
         for choice in chunk.choices:
             if choice.index == 0 and choice.delta.content:
                 tokens.append(choice.delta.content)
