@@ -55,7 +55,7 @@ from piapi_async.testing import (
 )
 from piapi_async.testing import http_response as response
 from tests.leaks import KEY, PROMPT, assert_tight
-from tests.wires import DONE, WHOLE, ask, chunk, ok, read, server_in_a_thread, sse, sse_cut
+from tests.wires import DONE, WHOLE, ask, chunk, jumping_clock, ok, read, server_in_a_thread, sse, sse_cut
 
 pytestmark = pytest.mark.anyio
 
@@ -646,20 +646,20 @@ async def test_J13_the_wall_clock_jumps(jump: int, monkeypatch: pytest.MonkeyPat
         assert (await read(client, deadline=5)).text
 
 
-async def test_J14_the_loop_was_blocked() -> None:
-    answers = (sse_cut(chunk("Hel")), sse(WHOLE, DONE).partition(b"\r\n\r\n")[2])
-    with server_in_a_thread(*answers) as (base_url, _):
-        timeout = Timeout(progress=0.05)
+async def test_J14_the_loop_was_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    rest = sse(WHOLE, DONE).partition(b"\r\n\r\n")[2]
+    with server_in_a_thread(sse_cut(chunk("Hel")), rest) as server:
+        timeout, jump = Timeout(progress=5), jumping_clock(monkeypatch)
         async with (
-            Client(KEY, base_url=base_url, model="m", timeout=timeout) as client,
+            Client(KEY, base_url=server.base_url, model="m", timeout=timeout) as client,
             client.stream(PROMPT) as stream,
         ):
             assert await anext(stream) == "Hel"
-            rest = asyncio.create_task(stream.completion())
+            reading = asyncio.create_task(stream.completion())
             await asyncio.sleep(0)
-            # A real sleep, as it is what is tested: it blocks the loop until the timer, of half as long, is over.
-            time.sleep(0.1)  # noqa: ASYNC251  # an await would let the loop run
-            assert (await rest).text == "HelHello!"
+            server.send_the_rest()
+            jump(6)
+            assert (await reading).text == "HelHello!"
 
 
 async def test_a_retry_waits_for_the_cool_down_of_all() -> None:

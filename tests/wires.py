@@ -11,11 +11,11 @@ import logging
 import socket
 import ssl
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import attrs
 import pytest
 
 from piapi_async import APIError, ChatCompletion, Client, Retry, Timeout
@@ -132,25 +132,48 @@ async def fails(
 BOTH = pytest.mark.parametrize("how", [ask, read])
 
 
-@contextmanager
-def server_in_a_thread(*answers: bytes, pause: float = 0.01) -> Iterator[tuple[str, threading.Event]]:
-    """A server that goes on while the event loop is blocked.
+@attrs.frozen
+class ThreadedServer:
+    """A server in a thread, which goes on while the event loop is blocked.
 
-    It reads one request, sends the first answer, and each further one after a pause. Yields its base URL, and an event
-    that is set once the first answer is sent.
+    Attributes:
+        base_url: For a client.
+        started: Set once its first answer is sent.
     """
-    started = threading.Event()
+
+    base_url: str
+    started: threading.Event
+    _go_on: threading.Event
+    _done: threading.Event
+
+    def send_the_rest(self) -> None:
+        """Send the rest of the answer, with the event loop blocked until all of it is sent."""
+        self._go_on.set()
+        assert self._done.wait(5)
+
+
+def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Make the running loop's clock one that jumps; what is returned makes it jump by so many seconds."""
+    loop = asyncio.get_running_loop()
+    now, ahead = loop.time, [0.0]
+    monkeypatch.setattr(loop, "time", lambda: now() + sum(ahead))
+    return ahead.append
+
+
+@contextmanager
+def server_in_a_thread(first: bytes, rest: bytes) -> Iterator[ThreadedServer]:
+    """A server that reads one request, sends the first part of its answer, and the rest when it is told to."""
+    started, go_on, done = threading.Event(), threading.Event(), threading.Event()
 
     def serve() -> None:
         connection, _ = listener.accept()
         with connection:
             connection.recv(1 << 16)
-            for i, answer in enumerate(answers):
-                if i:
-                    # A real sleep, in the server's own thread: the test's loop and its timers are blocked by then.
-                    time.sleep(pause)
-                connection.sendall(answer)
-                started.set()
+            connection.sendall(first)
+            started.set()
+            go_on.wait(5)
+            connection.sendall(rest)
+            done.set()
             connection.recv(1 << 16)
 
     with socket.socket() as listener:
@@ -158,5 +181,5 @@ def server_in_a_thread(*answers: bytes, pause: float = 0.01) -> Iterator[tuple[s
         listener.listen()
         thread = threading.Thread(target=serve)
         thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1", started
+        yield ThreadedServer(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", started, go_on, done)
         thread.join(5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import time
 import zlib
 from collections.abc import AsyncIterator
 
@@ -16,7 +15,7 @@ from piapi_async.policy import Deadline
 from piapi_async.pool import INFLATED_PIECE, MAX_BODY_BYTES, Exchange, SessionPool
 from piapi_async.testing import Close, RawServer, ReadRequest, Reset, Send, Step, Wait, http_response
 from tests.pool.sending import ask, endpoint, send
-from tests.wires import server_in_a_thread
+from tests.wires import jumping_clock, server_in_a_thread
 
 pytestmark = pytest.mark.anyio
 
@@ -208,16 +207,19 @@ async def test_one_timer_serves_many_waits() -> None:
             assert caught.value.kind == "progress"
 
 
-async def test_bytes_that_arrived_while_the_loop_was_blocked_win_over_the_timer() -> None:
+async def test_bytes_that_arrived_while_the_loop_was_blocked_win_over_the_timer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     head, _, body = http_response(200, b"{}").partition(b"Content-Length")
-    with server_in_a_thread(head, b"Content-Length" + body) as (base_url, started):
-        target = endpoint(base_url)
+    with server_in_a_thread(head, b"Content-Length" + body) as server:
+        target = endpoint(server.base_url)
+        jump = jumping_clock(monkeypatch)
         async with SessionPool([target]) as pool:
-            loop = asyncio.get_running_loop()
-            sending = asyncio.create_task(send(pool, target, deadline=Deadline(loop.time() + 0.05, "total", 0.05)))
-            await asyncio.to_thread(started.wait, 5)
-            # A real sleep, as it is what is tested: it blocks the loop until the timer, of half as long, is over.
-            time.sleep(0.1)  # noqa: ASYNC251  # an await would let the loop run
+            deadline = Deadline(asyncio.get_running_loop().time() + 5, "total", 5)
+            sending = asyncio.create_task(send(pool, target, deadline=deadline))
+            await asyncio.to_thread(server.started.wait, 5)
+            server.send_the_rest()
+            jump(6)
             exchange = await sending
             assert await exchange.read_all(Deadline()) == b"{}"
 
