@@ -32,6 +32,7 @@ TERMINATORS = ("[done]", "[none]")
 """What ends a stream, in lower case: OpenAI's word, and the one of PiAPI's page."""
 
 _CONTENT = r'"content": ?"'
+"""The key of a text, up to the text itself."""
 
 _decode_text = msgspec.json.Decoder(str).decode
 
@@ -48,9 +49,9 @@ class _Frame:
 
     before: str
     behind: str
-    chunk: ChatCompletionChunk
     length: int  # of both together
     index: int
+    header: tuple[str | None, str | None, int | None, str | None]  # id, object, created, model
     texts: list[str]  # where the builder gathers them
 
     @classmethod
@@ -64,8 +65,9 @@ class _Frame:
         if re.search(_CONTENT, tail) or choice != ChunkChoice(choice.index, Delta(content=text)):
             return None
         behind = quote + tail
+        header = chunk.id, chunk.object, chunk.created, chunk.model
         length = len(before) + len(behind)
-        return cls(before, behind, chunk, length, choice.index, builder.texts_of(choice.index))
+        return cls(before, behind, length, choice.index, header, builder.texts_of(choice.index))
 
     def decode(self, data: str) -> ChatCompletionChunk | None:
         """Decode a chunk that has this frame, and add its text to the answer; None if it has another, or is wrong."""
@@ -77,9 +79,8 @@ class _Frame:
         except ENGINE_ERRORS:
             return None
         self.texts.append(text)
-        like = self.chunk
         choice = ChunkChoice(self.index, Delta(None, text))
-        return ChatCompletionChunk((choice,), like.id, like.object, like.created, like.model, None, data)
+        return ChatCompletionChunk((choice,), *self.header, None, data)
 
 
 class ChunkDecoder:

@@ -298,3 +298,12 @@ def test_a_text_in_an_event_of_another_name() -> None:
 def test_a_whole_text_behind_half_a_surrogate_pair() -> None:
     chunks = decode_chunks(*(chunk(delta(content=text)) for text in ("a", "b\ud83d", "c", "d")))
     assert [each.text for each in chunks] == ["a", "b", "\ufffdc", "d"]
+
+
+def test_what_the_caller_does_to_a_chunk_does_not_reach_the_next() -> None:
+    decoder, chunks = ChunkDecoder(AnswerBuilder()), list[ChatCompletionChunk]()
+    event = ServerSentEvent(chunk(delta(content="a"), id="c-1", model="m"))
+    decoder.decode([event], chunks)
+    chunks[0].id, chunks[0].model, chunks[0].choices[0].index = "mine", None, 7
+    decoder.decode([event], chunks)
+    assert chunks[1] == ChatCompletionChunk((ChunkChoice(0, Delta(content="a")),), "c-1", model="m")
