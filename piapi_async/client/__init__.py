@@ -1,4 +1,4 @@
-"""`Client`: the one door; and `options`, the checks of what goes through it."""
+"""`Client`: the one door; and `options`, which checks what goes through it."""
 
 from __future__ import annotations
 

@@ -14,13 +14,11 @@ import time
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack
-
-import attrs
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias, Unpack
 
 from piapi_async.billing import Billing, Quote
 from piapi_async.catalog import ModelInfo, allows
-from piapi_async.client.options import check_types, one_prompt, read_api_key, read_deadline
+from piapi_async.client.options import check_types, make_request, one_prompt, read_api_key, read_deadline
 from piapi_async.dispatch import Dispatcher
 from piapi_async.errors import ConfigurationError, InvalidRequestError, PiAPIError
 from piapi_async.ledger import Books, Ledger, read_budget
@@ -451,30 +449,10 @@ class Client:
         raise RuntimeError("the client belongs to another event loop; make one for each loop")
 
     def _request(self, prompt: Prompt, model: str | None, params: ChatParams, *, stream: bool) -> ChatRequest:
-        if params:
-            check_names(params)
-        if isinstance(prompt, ChatRequest):
-            request = self._changed(prompt, model, params, stream=stream)
-        else:
-            asked: Any = prompt  # the class takes what a prompt may be, though its field says what it becomes
-            request = ChatRequest(asked, model or self.model, stream=stream, **params)
-        if not request.model:
-            raise InvalidRequestError("model: there is none; pass model=…, or set it with Client(model=…)")
+        request = make_request(prompt, model, self.model, params, stream=stream)
         if isinstance(prompt, str):
             return request  # a text is a user's message: no model refuses its role
-        return self._dispatcher.billing.check_roles(request, request.model)
-
-    def _changed(self, request: ChatRequest, model: str | None, params: ChatParams, *, stream: bool) -> ChatRequest:
-        """A request that the caller made, with what the call says beside it."""
-        if request.stream and not stream:
-            raise InvalidRequestError("stream: complete() does not stream; use client.stream()")
-        changes: dict[str, Any] = {name: value for name, value in params.items() if value is not None}
-        name = model or request.model or self.model
-        if name != request.model:
-            changes["model"] = name
-        if request.stream != stream:
-            changes["stream"] = stream
-        return attrs.evolve(request, **changes) if changes else request
+        return self._dispatcher.billing.check_roles(request, request.model or "")
 
     def _upstreams(self, model: str) -> Sequence[Upstream]:
         """The providers that may serve a model."""

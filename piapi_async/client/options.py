@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import ssl as ssl_module
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
+
+import attrs
 
 from piapi_async.errors import ConfigurationError, InvalidRequestError, Secret
-from piapi_async.models import Prompt
+from piapi_async.models import ChatParams, ChatRequest, Prompt
 from piapi_async.models.checks import plain_number
+from piapi_async.models.requests import check_names
 from piapi_async.policy import Deadline, Health, Limits, Retry, Timeout
 from piapi_async.provider import Provider, read_keys
 
@@ -25,6 +28,46 @@ def one_prompt(prompt: Prompt | None, messages: Prompt | None) -> Prompt:
     if prompt is not None and messages is not None:
         raise TypeError("prompt and messages are the same thing by two names; pass one of them")
     return cast("Prompt", messages if prompt is None else prompt)
+
+
+def make_request(
+    prompt: Prompt, model: str | None, default: str | None, params: ChatParams, *, stream: bool
+) -> ChatRequest:
+    """Make the request of a call, which names a model.
+
+    Args:
+        prompt: What is asked.
+        model: The call's model; without it the request's own counts, then `default`.
+        default: The client's model.
+        params: The call's parameters.
+        stream: Whether the answer is to come as events.
+
+    Raises:
+        InvalidRequestError: A value that the provider would refuse, or no model.
+        TypeError: There is no such parameter.
+    """
+    if params:
+        check_names(params)
+    if isinstance(prompt, ChatRequest):
+        request = _changed(prompt, model or prompt.model or default, params, stream=stream)
+    else:
+        asked: Any = prompt  # the class takes what a prompt may be, though its field says what it becomes
+        request = ChatRequest(asked, model or default, stream=stream, **params)
+    if not request.model:
+        raise InvalidRequestError("model: there is none; pass model=…, or set it with Client(model=…)")
+    return request
+
+
+def _changed(request: ChatRequest, model: str | None, params: ChatParams, *, stream: bool) -> ChatRequest:
+    """A request that the caller made, with what the call says beside it."""
+    if request.stream and not stream:
+        raise InvalidRequestError("stream: complete() does not stream; use client.stream()")
+    changes: dict[str, Any] = {name: value for name, value in params.items() if value is not None}
+    if model != request.model:
+        changes["model"] = model
+    if request.stream != stream:
+        changes["stream"] = stream
+    return attrs.evolve(request, **changes) if changes else request
 
 
 def read_deadline(now: float, seconds: object) -> Deadline:
