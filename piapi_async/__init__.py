@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-# First, as it loads aiohttp: from deep within other imports, CPython maps and unmaps memory for calls at each turn.
+# First, as it loads aiohttp. From deep within other imports that takes CPython 3.11 longer: its stack then ends close
+# to the end of a block, and many calls allocate another one and free it again.
 from piapi_async.pool import Exchange, Transport
 
 # isort: split

@@ -229,9 +229,8 @@ class ChatStream:
         if self._completion is not None:
             return None
         self._check_readable()
-        reader = self._reader = cast(
-            "asyncio.Task[object]", asyncio.current_task(self._loop)
-        )  # whose coroutine this is
+        reader = cast("asyncio.Task[object]", asyncio.current_task(self._loop))  # a coroutine runs in one
+        self._reader = reader
         cancelling = reader.cancelling()
         try:
             item = await anext(self._source)

@@ -1,5 +1,7 @@
 """What may be asked: `ChatRequest`, checked when it is made, so that a bad value is refused before a byte is sent."""
 
+# Without `from __future__ import annotations`: a TypedDict would compile each annotation anew when this is loaded.
+
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias, TypedDict
 
