@@ -314,6 +314,21 @@ async def test_the_dearest_provider_is_reserved_for(server: LocalServer) -> None
         await call
 
 
+async def test_a_usage_that_the_caller_changes_before_the_end_changes_no_bill(server: LocalServer) -> None:
+    spent: list[Decimal] = []
+    for change in (False, True):
+        async with (
+            Client(KEY, base_url=server.base_url, model="gpt-4o-mini", budget="5", stream_usage=True) as client,
+            client.stream(PROMPT) as stream,
+        ):
+            async for chunk in stream.chunks():
+                if chunk.usage and change:
+                    chunk.usage.prompt_tokens = chunk.usage.completion_tokens = 0
+            await stream.completion()
+        spent.append(client.ledger.spent)
+    assert spent[0] == spent[1] > 0
+
+
 async def test_without_max_tokens_the_models_cap_is_reserved(server: LocalServer) -> None:
     server.latency = 0.02
     async with Client(KEY, base_url=server.base_url, model="gpt-4o-mini", budget="5") as client:

@@ -162,7 +162,7 @@ class AnswerBuilder:
         for part in chunk.choices:
             self._choice(part.index).extend(part)
         if chunk.usage is not None:
-            self.usage = chunk.usage
+            self.usage = attrs.evolve(chunk.usage)  # a copy: what the caller does to the chunk must change no bill
 
     def _choice(self, index: int) -> _ChoiceParts:
         return self._choices.get(index) or self._choices.setdefault(index, _ChoiceParts())
