@@ -40,7 +40,6 @@ from piapi_async.models import (
     FunctionCall,
     Message,
     Prompt,
-    Result,
     ToolCall,
     Usage,
 )
@@ -52,7 +51,7 @@ from piapi_async.stream import ChatStream, Restarted
 if TYPE_CHECKING:
     from piapi_async.batch import BatchStatus, quote_batch, run_batch
     from piapi_async.dispatch.statistics import KeyStatistics, Statistics
-    from piapi_async.fanout import Results
+    from piapi_async.fanout import Result, Results
 
     __version__: str
 else:  # out of the sight of type checkers, for whom any name would be there
@@ -63,7 +62,7 @@ else:  # out of the sight of type checkers, for whom any name would be there
             from importlib.metadata import version
 
             return version("piapi-async")
-        if name == "Results":
+        if name in ("Result", "Results"):
             from piapi_async import fanout as module
         elif name in ("KeyStatistics", "Statistics"):
             from piapi_async.dispatch import statistics as module

@@ -11,9 +11,10 @@ from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
+import attrs
 import pytest
 
-from piapi_async import ConfigurationError, Result, Results
+from piapi_async import APIConnectionError, Attempt, ChatCompletion, ChatRequest, ConfigurationError, Result, Results
 
 pytestmark = pytest.mark.anyio
 
@@ -439,3 +440,35 @@ def test_it_may_be_made_outside_a_loop() -> None:
             return [result.index async for result in results]
 
     assert asyncio.run(run()) == [0, 1]
+
+
+# -- what comes out ----------------------------------------------------------------------------------------------------
+
+
+def test_a_result_with_a_completion() -> None:
+    attempts = (Attempt("piapi", "…1234"),)
+    completion = ChatCompletion("c-1", "chat.completion", 5, "gpt-4o", (), attempts=attempts)
+    result = Result(3, ChatRequest("Hi"), completion)
+    assert result.unwrap() is result.completion
+    assert result.attempts == attempts
+
+
+def test_a_result_with_an_error() -> None:
+    error = APIConnectionError("no", attempts=(Attempt("piapi", "…"),))
+    result = Result(0, ChatRequest("Hi"), error=error)
+    with pytest.raises(APIConnectionError) as raised:
+        result.unwrap()
+    assert raised.value is error
+    assert result.attempts == error.attempts
+    assert Result(0, None, error=TypeError()).attempts == ()
+
+
+def test_a_result_with_neither() -> None:
+    with pytest.raises(RuntimeError, match="made with neither"):
+        Result(0, None).unwrap()
+    assert Result(0, None).attempts == ()
+
+
+def test_a_result_is_frozen() -> None:
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        Result(0, None).index = 1  # type: ignore[misc]

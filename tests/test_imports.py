@@ -52,7 +52,7 @@ ORDER = (
 DEFERRED = {
     "client": {"fanout"},  # it brings anyio along, which who never fans out need not load
     "__init__": {"batch", "dispatch", "fanout"},  # the same, SQLite, and the statistics, which few programs ask for
-    "dispatch": {"dispatch"},  # the statistics again
+    "dispatch": {"dispatch"},  # the statistics again, and hedges, which few programs want
     "__main__": {"cli"},  # it must start, and say so, where the extra `cli` is not installed
 }
 """Imports of our own inside functions, each with its reason; there are no others."""

@@ -21,8 +21,8 @@ from piapi_async.batch.rows import Row, RowReader, make_request
 from piapi_async.batch.status import BatchStatus, Stop
 from piapi_async.client import Client
 from piapi_async.errors import BatchError, BudgetExceededError, InvalidRequestError, PiAPIError
-from piapi_async.fanout import Results
-from piapi_async.models import ChatCompletion, ChatParams, ChatRequest, Result
+from piapi_async.fanout import Result, Results
+from piapi_async.models import ChatCompletion, ChatParams, ChatRequest
 
 __all__ = ["FAILURES", "GRACE", "run_batch"]
 

@@ -22,7 +22,7 @@ from piapi_async.client.options import check_types, make_request, one_prompt, re
 from piapi_async.dispatch import Dispatcher
 from piapi_async.errors import ConfigurationError, InvalidRequestError, PiAPIError
 from piapi_async.ledger import Books, Ledger, read_budget
-from piapi_async.models import ChatCompletion, ChatParams, ChatRequest, Prompt, Result
+from piapi_async.models import ChatCompletion, ChatParams, ChatRequest, Prompt
 from piapi_async.models.requests import check_names
 from piapi_async.policy import Deadline, Health, Limits, Retry, Timeout
 from piapi_async.pool import SessionPool, Transport
@@ -357,7 +357,7 @@ class Client:
             ConfigurationError: `prompts` is no iterable, or `concurrency` no number of workers.
             TypeError: There is no such parameter.
         """
-        from piapi_async.fanout import Results  # deferred: it needs anyio, which few programs load otherwise
+        from piapi_async.fanout import Result, Results  # deferred: it needs anyio, which few programs load otherwise
 
         self._check_usable()
         check_names(params)
@@ -365,7 +365,13 @@ class Client:
         async def ask(index: int, prompt: Prompt) -> Result:
             call = self._prepare(prompt, None, model, deadline, params)
             del prompt
-            return await self._result(index, call)
+            if isinstance(call, Exception):
+                return Result(index, None, error=call)
+            try:
+                completion, error = await self._dispatcher.complete(call), None
+            except PiAPIError as failure:
+                completion, error = None, failure
+            return Result(index, call.request, completion, error, self._dispatcher.clock() - call.began)
 
         width = concurrency if concurrency is not None else self.limits.concurrency
         return Results(prompts, ask, concurrency=width, ordered=ordered)
@@ -458,12 +464,3 @@ class Client:
         """The providers that may serve a model."""
         allowed = self._dispatcher.billing.allowed(self._providers, model)
         return [upstream for upstream in self._dispatcher.upstreams if upstream.provider in allowed]
-
-    async def _result(self, index: int, call: Call | _Refusal) -> Result:
-        if isinstance(call, Exception):
-            return Result(index, None, error=call)
-        try:
-            completion, error = await self._dispatcher.complete(call), None
-        except PiAPIError as failure:
-            completion, error = None, failure
-        return Result(index, call.request, completion, error, self._dispatcher.clock() - call.began)

@@ -10,6 +10,5 @@ from __future__ import annotations
 
 from piapi_async.dispatch.attempt import AttemptInFlight
 from piapi_async.dispatch.dispatcher import Dispatcher
-from piapi_async.dispatch.hedge import HedgedAttempt
 
-__all__ = ["AttemptInFlight", "Dispatcher", "HedgedAttempt"]
+__all__ = ["AttemptInFlight", "Dispatcher"]

@@ -10,7 +10,6 @@ import attrs
 
 from piapi_async.billing import Billing
 from piapi_async.dispatch.attempt import AttemptInFlight
-from piapi_async.dispatch.hedge import HedgeCount, HedgedAttempt
 from piapi_async.ledger import Books
 from piapi_async.models import ChatCompletion
 from piapi_async.policy import Retry, Timeout
@@ -19,6 +18,7 @@ from piapi_async.route import Call, Router, Upstream
 from piapi_async.stream import Restarted, StreamItem
 
 if TYPE_CHECKING:
+    from piapi_async.dispatch.hedge import HedgedAttempt
     from piapi_async.dispatch.statistics import Statistics
 
 
@@ -37,7 +37,8 @@ class Dispatcher:
         require_finish_reason: Whether a stream that ends without a `finish_reason` was cut off.
         clock: The time in seconds; the event loop's while the client is open.
         outcomes: Attempts by how they ended.
-        hedges: How many calls were hedged.
+        hedgeable: How many calls could have been hedged.
+        hedges: How many were.
     """
 
     upstreams: Sequence[Upstream]
@@ -50,7 +51,8 @@ class Dispatcher:
     require_finish_reason: bool
     clock: Callable[[], float]
     outcomes: Counter[str] = attrs.field(factory=Counter[str])
-    hedges: HedgeCount = attrs.field(factory=HedgeCount)
+    hedgeable: int = 0
+    hedges: int = 0
 
     async def complete(self, call: Call) -> ChatCompletion:
         """Ask until there is a whole answer.
@@ -84,7 +86,11 @@ class Dispatcher:
                 return
 
     def _attempt(self, call: Call) -> AttemptInFlight | HedgedAttempt:
-        return HedgedAttempt(self, call) if self.retry.hedge else AttemptInFlight(self, call)
+        if not self.retry.hedge:
+            return AttemptInFlight(self, call)
+        from piapi_async.dispatch.hedge import HedgedAttempt  # deferred: few programs hedge
+
+        return HedgedAttempt(self, call)
 
     def close_gates(self) -> None:
         """Send away the calls that wait for a place."""

@@ -11,8 +11,6 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import attrs
-
 from piapi_async.dispatch.attempt import AttemptInFlight
 from piapi_async.errors import APIError, BudgetExceededError
 from piapi_async.models import ChatCompletion, ChatCompletionChunk
@@ -20,18 +18,6 @@ from piapi_async.route import Call, Route
 
 if TYPE_CHECKING:
     from piapi_async.dispatch.dispatcher import Dispatcher
-
-
-@attrs.define(eq=False, repr=False, slots=False)
-class HedgeCount:
-    """How many calls could have been hedged, and how many were."""
-
-    calls: int = 0
-    hedges: int = 0
-
-    def allows_one_more(self, share: float) -> bool:
-        """Whether one more hedge would keep to the share of the calls."""
-        return self.hedges + 1 <= share * self.calls
 
 
 class HedgedAttempt:
@@ -128,7 +114,7 @@ class HedgedAttempt:
 
     def _delay(self, first: AttemptInFlight) -> float | None:
         """How long the first attempt may take before a second one begins; None for no second one."""
-        self._dispatcher.hedges.calls += 1
+        self._dispatcher.hedgeable += 1
         return None if self._route() is None else first.upstream.slow_start(stream=self._call.request.stream)
 
     def _enter_second(self) -> AttemptInFlight | None:
@@ -137,7 +123,7 @@ class HedgedAttempt:
         second = AttemptInFlight(self._dispatcher, self._call)
         with suppress(BudgetExceededError):
             if route is not None and second.try_enter(route, self._dispatcher.clock()):
-                self._dispatcher.hedges.hedges += 1
+                self._dispatcher.hedges += 1
                 self._attempts.append(second)
                 return second
         return None
@@ -145,7 +131,7 @@ class HedgedAttempt:
     def _route(self) -> Route | None:
         """Where a second attempt may go now; None for nowhere, or where hedges would be too many."""
         dispatcher = self._dispatcher
-        if not dispatcher.hedges.allows_one_more(dispatcher.retry.hedge):
+        if dispatcher.hedges + 1 > dispatcher.retry.hedge * dispatcher.hedgeable:
             return None
         return dispatcher.router.hedge(self._call, self.leader.upstream, dispatcher.clock())
 

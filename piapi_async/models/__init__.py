@@ -18,7 +18,6 @@ from piapi_async.models.answers import (
 from piapi_async.models.checks import MAX_DEPTH
 from piapi_async.models.messages import Content, FunctionCall, Message, ToolCall
 from piapi_async.models.requests import ChatParams, ChatRequest, Prompt
-from piapi_async.models.results import Result
 
 __all__ = [
     "MAX_DEPTH",
@@ -34,7 +33,6 @@ __all__ = [
     "FunctionCall",
     "Message",
     "Prompt",
-    "Result",
     "ToolCall",
     "Usage",
 ]

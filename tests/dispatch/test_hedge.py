@@ -74,7 +74,7 @@ def hedged(one: Iterable[Answer], two: Iterable[Answer] = (), **options: Any) ->
     world = make(scripts, **{"retry": HEDGED, **options})
     for starts in world.upstream().starts:
         starts.extend([1.0] * SAMPLES)
-    world.dispatcher.hedges.calls = 2000
+    world.dispatcher.hedgeable = 2000
     return world
 
 
@@ -185,7 +185,7 @@ async def test_the_first_one_fails_before_its_hedge(stream: bool) -> None:
     answer = await get(world, stream)
     assert (answer.provider, time()) == ("two", 0)
     assert outcomes(answer) == [("one", "status"), ("two", "ok")]
-    assert world.dispatcher.hedges.hedges == 0
+    assert world.dispatcher.hedges == 0
     world.assert_idle()
 
 
@@ -230,12 +230,12 @@ async def test_a_hedged_stream_breaks_off() -> None:
 
 async def test_no_hedge_while_too_little_is_known() -> None:
     world = make({"one": [OK] * SAMPLES, "two": [OK]}, retry=HEDGED)
-    world.dispatcher.hedges.calls = 1000
+    world.dispatcher.hedgeable = 1000
     world.upstream().starts[True].extend([1.0] * SAMPLES)  # of streams, which says nothing of other answers
     world.transport.scripts["one"] = [Answer(think=1)] * (SAMPLES // 10) + [SLOW]
     for _ in range(SAMPLES // 10):
         await world.complete()
-    assert world.dispatcher.hedges.hedges == 0
+    assert world.dispatcher.hedges == 0
     assert (await world.complete()).provider == "two"
 
 
@@ -248,7 +248,7 @@ async def test_no_hedge(why: str) -> None:
         for _ in range(5):
             world.key(1).breaker("gpt-4o").record(0, good=False)
     if why == "share":
-        world.dispatcher.hedges.calls = 18
+        world.dispatcher.hedgeable = 18
     answer = await world.complete()
     assert (outcomes(answer), world.sent_to(), time()) == ([("one", "ok")], ["one"], 9)
 
@@ -269,7 +269,7 @@ async def test_a_hedge_waits_for_nothing(why: str) -> None:
     assert gate.queued == 0
     answer = await call
     assert (outcomes(answer), world.sent_to(), time()) == ([("one", "ok")], ["one"], 9)
-    assert world.dispatcher.hedges.hedges == 0
+    assert world.dispatcher.hedges == 0
     if why == "full":
         gate.leave()
     world.assert_idle()
@@ -278,7 +278,7 @@ async def test_a_hedge_waits_for_nothing(why: str) -> None:
 @pytest.mark.parametrize("together", [False, True])
 async def test_a_twentieth_of_the_calls_at_most(together: bool) -> None:
     world = hedged([Answer(think=1.5)], [SLOW])
-    world.dispatcher.hedges.calls = 0
+    world.dispatcher.hedgeable = 0
     calls = [world.complete() for _ in range(100)]
     if together:
         await asyncio.gather(*calls)
@@ -368,11 +368,11 @@ async def test_the_caller_leaves_at_every_wait_of_both(course: str, how: str, st
     async for answer in interrupt_at_every_wait(work, how):
         world = worlds.pop()
         world.assert_idle()
-        assert world.dispatcher.hedges.hedges == (waits > 0 and len(world.transport.sent) > 1)
+        assert world.dispatcher.hedges == (waits > 0 and len(world.transport.sent) > 1)
         waits += answer is None
         if answer is not None:
             assert answer.text == "Hello!"
-            assert world.dispatcher.hedges.hedges == 1
+            assert world.dispatcher.hedges == 1
     assert waits >= 6
 
 
@@ -474,7 +474,7 @@ async def test_the_caller_leaves_at_the_turns_of_the_loop_around_the_win() -> No
         dispatcher = assemble(providers, SessionPool, books, retry=HEDGED)
         for starts in dispatcher.upstreams[0].starts:
             starts.extend([0.005] * SAMPLES)
-        dispatcher.hedges.calls = 10**6
+        dispatcher.hedgeable = 10**6
         request = ChatRequest(PROMPT, "gpt-4o", stream=True)
 
         async def use() -> None:
@@ -500,4 +500,4 @@ async def test_the_caller_leaves_at_the_turns_of_the_loop_around_the_win() -> No
             async with asyncio.timeout(0.1):
                 while "open=0" not in repr(dispatcher.transport):
                     await asyncio.sleep(0.001)
-        assert dispatcher.hedges.hedges == 40
+        assert dispatcher.hedges == 40
