@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import TypeAlias, cast
 
 import attrs
 
-from piapi_async.models.messages import FunctionCall, Message, ToolCall
+from piapi_async.models.messages import (
+    Extra,
+    FunctionCall,
+    Message,
+    ToolCall,
+    no_extra,
+    reasoning_of,
+    to_json,
+)
 
 Raw: TypeAlias = dict[str, object]
 """A provider's JSON object, as it was sent."""
@@ -34,17 +44,45 @@ def parse_float(digits: str) -> float | str:
     return digits if math.isinf(value) else value
 
 
+def extra_of(fields: Mapping[str, object], known: frozenset[str]) -> Raw:
+    """Return what has no field of its own, nulls left out."""
+    if fields.keys() <= known:  # as nearly always
+        return {}
+    return {name: value for name, value in fields.items() if name not in known and value is not None}
+
+
+CHUNK_KEYS = frozenset({"choices", "id", "object", "created", "model", "usage"})
+"""The keys of a chunk, and of a completion, that have fields."""
+
+
 def _parse_raw(text: str) -> Raw:
     return cast("Raw", json.loads(text, parse_int=parse_int, parse_float=parse_float, parse_constant=str))
 
 
 @attrs.define(slots=False)
 class Usage:
-    """Tokens counted by the provider: 0 or more of each kind, and their sum. `wire` drops a count that can't be one."""
+    """Tokens counted by the provider, 0 or more of each kind. `wire` drops counts that can't be true.
+
+    Attributes:
+        prompt_tokens: Tokens of the request.
+        completion_tokens: Tokens of the answer. Some servers leave the reasoning out.
+        total_tokens: The sum, reasoning included: what is billed.
+        cached_tokens: How many of the prompt's were read from a cache; None if that was not said.
+        reasoning_tokens: How many the model thought with; None if that was not said.
+        extra: What was sent beside these, such as `prompt_tokens_details`, or a `cost` that the provider reports.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
+
+    @property
+    def output_tokens(self) -> int:
+        """What is billed as output: all that is not the prompt."""
+        return self.total_tokens - self.prompt_tokens
 
 
 @attrs.define(slots=False)
@@ -57,32 +95,45 @@ class Choice:
         finish_reason: `"stop"`, `"length"`, `"content_filter"`, `"function_call"`, `"tool_calls"`, another word that
             the provider sent, or None when it sent none.
         logprobs: As sent.
+        extra: What was sent beside these.
     """
 
     index: int
     message: Message
     finish_reason: str | None = None
     logprobs: object = None
+    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
 
 
 @attrs.define(slots=False)
 class Delta:
-    """What a chunk adds to a choice's message."""
+    """What a chunk adds to a choice's message; its attributes are those of `Message`.
+
+    Where the content came as a list of parts, `content` is their text, and the parts are in `extra["content"]`.
+    """
 
     role: str | None = None
     content: str | None = None
     function_call: FunctionCall | None = None
     tool_calls: tuple[ToolCall, ...] | None = None
+    refusal: str | None = None
+    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
+
+    @property
+    def reasoning(self) -> str | None:
+        """What is added to the reasoning."""
+        return reasoning_of(self.extra.get("content"), self.extra)
 
 
 @attrs.define(slots=False)
 class ChunkChoice:
-    """What a chunk adds to one choice."""
+    """What a chunk adds to one choice; its attributes are those of `Choice`."""
 
     index: int
     delta: Delta = attrs.field(factory=Delta)
     finish_reason: str | None = None
     logprobs: object = None
+    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
 
 
 @attrs.define(slots=False)
@@ -116,6 +167,11 @@ class ChatCompletionChunk:
     def raw(self) -> Raw:
         """The provider's JSON object, nothing dropped; parsed anew at each access."""
         return _parse_raw(self.data)
+
+    @property
+    def extra(self) -> Raw:
+        """What was sent beside the fields, nulls left out; read from `data` at each access."""
+        return extra_of(self.raw, CHUNK_KEYS)
 
 
 @attrs.define(slots=False)
@@ -169,6 +225,7 @@ class ChatCompletion:
         attempts: Every request that the call sent or tried to send, in order.
         request_id: The provider's id of the request, for its support.
         body: The bytes of the answer, from which `raw` is read; empty for a stream's.
+        extra: What was sent beside these, such as `system_fingerprint` and `service_tier`; nulls are left out.
     """
 
     id: str
@@ -183,6 +240,7 @@ class ChatCompletion:
     attempts: tuple[Attempt, ...] = ()
     request_id: str | None = None
     body: bytes = attrs.field(default=b"", repr=False, eq=False)
+    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
 
     @property
     def text(self) -> str:
@@ -199,8 +257,15 @@ class ChatCompletion:
         """The provider's JSON object, nothing dropped; parsed anew at each access. A stream's is joined from chunks."""
         if self.body:
             return _parse_raw(self.body.decode("utf-8", "replace"))
-        names = ("id", "object", "created", "model", "choices", "usage")
-        return {name: value for name, value in self.to_dict().items() if name in names}
+        fields = {name: getattr(self, name) for name in ("id", "object", "created", "model")}
+        fields["choices"] = [to_json(choice) for choice in self.choices]
+        fields["usage"] = None if self.usage is None else _usage_as_sent(self.usage)
+        return fields | dict(self.extra)
+
+    @property
+    def image_urls(self) -> tuple[str, ...]:
+        """URLs of the images in choice 0: in the Markdown of its text, in its parts, and in `images` beside them."""
+        return _image_urls(self.choices[0].message) if self.choices else ()
 
     def to_dict(self) -> Raw:
         """Return all fields as plain JSON values, attempts included.
@@ -214,3 +279,28 @@ class ChatCompletion:
         """Show the answer in a notebook, with what it cost below."""
         cost = "" if self.cost is None else f" · ${self.cost:f}"
         return f"{self.text}\n\n*{self.model} · {self.provider}{cost}*"
+
+
+def _usage_as_sent(usage: Usage) -> Raw:
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return {**{name: getattr(usage, name) for name in names}, **usage.extra}
+
+
+_MARKDOWN_IMAGE = r"!\[[^\]]*\]\(\s*<?([^\s)>]+)"
+
+
+def _image_urls(message: Message) -> tuple[str, ...]:
+    """Find images: `![alt](url)`, `{"type": "image_url", "image_url": {"url": …}}`, or the same with a plain URL."""
+    found = re.findall(_MARKDOWN_IMAGE, message.text)
+    for parts in (message.content, message.extra.get("images")):
+        if isinstance(parts, (list, tuple)):
+            found += _urls_of(cast("tuple[object, ...]", parts))
+    return tuple(dict.fromkeys(found))
+
+
+def _urls_of(parts: tuple[object, ...]) -> Iterator[str]:
+    for part in parts:
+        image = cast("Raw", part).get("image_url") if isinstance(part, dict) else None
+        url = cast("Raw", image).get("url") if isinstance(image, dict) else image
+        if isinstance(url, str):
+            yield url

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias, cast
 
 import attrs
 
 Content: TypeAlias = str | tuple[Mapping[str, object], ...] | None
 """A message's content: text, a sequence of parts (`{"type": "text", …}`, `{"type": "image_url", …}`), or none."""
+
+Extra: TypeAlias = Mapping[str, object]
+"""What was sent beside the fields, by its own name."""
+
+REASONING_KEYS = ("reasoning_content", "reasoning")
+"""Where servers put the text of a model's reasoning: DeepSeek's word, and OpenRouter's."""
+
+
+def no_extra() -> dict[str, object]:
+    """The extra fields of what has none."""
+    return {}
 
 
 @attrs.frozen(slots=False)
@@ -18,10 +29,12 @@ class FunctionCall:
     Attributes:
         name: The function's name; `""` in the later fragments of a stream.
         arguments: Its arguments as JSON text, a fragment of it in a stream. The model may have made it invalid.
+        extra: What was sent beside these, by its own name; nulls are left out.
     """
 
     name: str = ""
     arguments: str = ""
+    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
 
 
 @attrs.define(slots=False)
@@ -33,17 +46,19 @@ class ToolCall:
         id: What the tool's answer must name as its `tool_call_id`.
         type: `"function"`.
         index: In a stream, the call that a fragment belongs to.
+        extra: What was sent beside these, such as `extra_content` with Gemini's signature of the thought behind it.
     """
 
-    function: FunctionCall = FunctionCall()
+    function: FunctionCall = attrs.field(factory=FunctionCall)
     id: str | None = None
     type: str | None = "function"
     index: int | None = None
+    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
 
 
 @attrs.define(slots=False)
 class Message:
-    """One message of a conversation, to or from the model.
+    """One message of a conversation, to or from the model. One of an answer can be sent back as it is.
 
     Attributes:
         role: `"system"`, `"user"`, `"assistant"`, `"function"`, `"tool"`, `"developer"`.
@@ -52,6 +67,9 @@ class Message:
         function_call: The function that the model calls.
         tool_calls: The tools that the model calls.
         tool_call_id: The call that a `"tool"` message answers.
+        refusal: Why the model does not answer, in its own words.
+        extra: What has no field here, by its own name: `annotations`, `audio`, `images`, `reasoning_content` and the
+            like. It is sent back with the message.
     """
 
     role: str
@@ -60,10 +78,66 @@ class Message:
     function_call: FunctionCall | None = None
     tool_calls: tuple[ToolCall, ...] | None = None
     tool_call_id: str | None = None
+    refusal: str | None = None
+    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
 
     @property
     def text(self) -> str:
         """The content, `""` for none; the text parts joined where it is a list of parts."""
-        if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        return "".join(text for part in self.content if isinstance(text := part.get("text"), str))
+        return text_of(self.content)
+
+    @property
+    def reasoning(self) -> str | None:
+        """What the model thought before it answered: of `reasoning_content`, `reasoning`, or thinking parts."""
+        return reasoning_of(self.content, self.extra)
+
+
+def text_of(content: Content) -> str:
+    """Return the text of a content, without other parts."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(text for part in content if isinstance(text := part.get("text"), str))
+
+
+def reasoning_of(content: object, extra: Extra) -> str | None:
+    """Return the reasoning that stands beside a content or within its parts; None if there is none."""
+    for key in REASONING_KEYS:
+        text = extra.get(key)
+        if isinstance(text, str) and text:
+            return text
+    return "".join(_thoughts(content)) or None if isinstance(content, (list, tuple)) else None
+
+
+def _thoughts(parts: object) -> Iterator[str]:
+    for part in cast("tuple[Mapping[str, object], ...]", parts):
+        thinking = part.get("thinking", part.get("reasoning"))
+        if isinstance(thinking, str):
+            yield thinking
+        elif isinstance(thinking, (list, tuple)):
+            for inner in cast("tuple[object, ...]", thinking):
+                text = cast("Mapping[str, object]", inner).get("text") if isinstance(inner, dict) else inner
+                if isinstance(text, str):
+                    yield text
+
+
+_NULL_IS_SAID = ("content", "finish_reason")
+"""Fields of which a null is part of the format."""
+
+
+def to_json(value: object) -> dict[str, object]:
+    """Return a message, or a part of an answer, as it is on the wire; most nulls are left out."""
+    fields: dict[str, object] = {}
+    for name, field in value.__dict__.items():
+        if name == "extra":
+            fields |= field
+        elif field is not None or name in _NULL_IS_SAID:
+            fields[name] = _plain(field)
+    return fields
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, str):  # as nearly always
+        return value
+    if isinstance(value, tuple):
+        return [_plain(item) for item in cast("tuple[object, ...]", value)]
+    return to_json(value) if attrs.has(type(value)) else value

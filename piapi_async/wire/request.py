@@ -8,7 +8,8 @@ import attrs
 import msgspec
 
 from piapi_async.errors import InvalidRequestError
-from piapi_async.models import ChatRequest, Message, ToolCall
+from piapi_async.models import ChatRequest
+from piapi_async.models.messages import to_json
 from piapi_async.wire.parse import JSON
 
 MAX_REQUEST_BYTES = 32 << 20
@@ -35,7 +36,7 @@ def encode_request(request: ChatRequest, model: str, *, include_usage: bool = Fa
     """
     fields = _given(request)
     fields["model"] = model
-    fields["messages"] = [_message(message) for message in request.messages]
+    fields["messages"] = [to_json(message) for message in request.messages]
     if not request.stream:
         del fields["stream"]
     elif include_usage:
@@ -53,14 +54,7 @@ def encode_request(request: ChatRequest, model: str, *, include_usage: bool = Fa
     )
 
 
-def _message(message: Message) -> JSON:
-    fields = _given(message)
-    if message.tool_calls is not None:
-        fields["tool_calls"] = [_given(call) for call in message.tool_calls]
-    return fields
-
-
-def _given(value: ChatRequest | Message | ToolCall) -> JSON:
+def _given(value: ChatRequest) -> JSON:
     """The fields that are not None; all are JSON already, as they were checked and copied."""
     return {name: field for name, field in value.__dict__.items() if field is not None}
 

@@ -52,20 +52,12 @@ def test_the_first_choice_speaks_for_all() -> None:
 
 def test_raw_of_a_completion_that_was_joined() -> None:
     completion = answer(Choice(0, Message("assistant", "a"), "stop"), usage=Usage(1, 2, 3))
-    message = {
-        "role": "assistant",
-        "content": "a",
-        "name": None,
-        "function_call": None,
-        "tool_calls": None,
-        "tool_call_id": None,
-    }
     assert completion.raw == {
         "id": "c-1",
         "object": "chat.completion",
         "created": 5,
         "model": "gpt-4o",
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
     }
     assert answer().raw["usage"] is None
@@ -99,10 +91,10 @@ def test_a_completion_as_plain_json() -> None:
     assert set(plain) == {field.name for field in attrs.fields(ChatCompletion)} - {"body"}
     assert (plain["id"], plain["created"], plain["provider"], plain["request_id"]) == ("c-1", 5, "piapi", "req-1")
     assert (plain["cost"], plain["cost_estimated"]) == ("0.0000061875", False)
-    assert plain["usage"] == {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    assert plain["usage"] == attrs.asdict(Usage(1, 2, 3))
     (choice,) = cast("list[Any]", plain["choices"])
     assert choice["message"]["content"] == list(PARTS)
-    assert choice["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
+    assert choice["message"]["tool_calls"][0]["function"] == attrs.asdict(FunctionCall("f", "{}"))
     first, second = cast("list[Any]", plain["attempts"])
     assert (first["status"], first["kind"], first["usage"]) == (500, "status", None)
     assert second["usage"] == plain["usage"]

@@ -396,7 +396,7 @@ MESSAGE = "is not a message; pass Message(...) or {'role': …, 'content': …}"
         ([{"role": None}], "messages[0].role: a NoneType is not text; pass a str"),
         (
             [{"role": "user", "text": "Hi"}],
-            "messages[0]: unknown key 'text'; a message has content, function_call, name, ",
+            "messages[0]: unknown key 'text'; a message has content, extra, function_call, name, ",
         ),
         ([{"role": "user", 5: "Hi"}], "messages[0]: unknown key '5'; a message has"),
         ([Message(5)], "messages[0].role: 5 is not text; pass a str"),  # type: ignore[arg-type]

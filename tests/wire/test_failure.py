@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,7 @@ def test_a_wrapper_without_error_is_no_completion() -> None:
 
 
 def test_the_word_error_as_a_name() -> None:
-    call = {"name": "error", "arguments": '{"error": 1}'}
+    call: dict[str, Any] = {"name": "error", "arguments": '{"error": 1}'}
     assert decode(completion({"function_call": call})).choices[0].message.function_call == FunctionCall(**call)
 
 

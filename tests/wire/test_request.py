@@ -127,15 +127,17 @@ def test_a_tool_calling_conversation_is_sent_back() -> None:
         {"role": "user", "content": "Hi", "name": "bob"},
         {
             "role": "assistant",
+            "content": None,
             "tool_calls": [{"function": {"name": "type", "arguments": "{}"}, "id": "call_1", "type": "function"}],
         },
         {
             "role": "assistant",
+            "content": None,
             "tool_calls": [{"function": {"name": "f", "arguments": ""}, "id": "2", "type": "function"}],
         },
         {"role": "tool", "content": "sunny", "tool_call_id": "call_1"},
-        {"role": "assistant", "function_call": {"name": "f", "arguments": ""}},
-        {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": ""}},
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
         {"role": "function", "content": "rain", "name": "f"},
     ]
 
@@ -145,7 +147,7 @@ def test_an_answer_is_sent_back() -> None:
     sent = {"role": "assistant", "content": None, "function_call": None, "tool_calls": [call]}
     (message,) = messages_sent(decode_completion(completion(sent)).choices[0].message)
     tools = [{"function": {"name": "f", "arguments": "{}"}, "id": "call_1", "type": "function"}]
-    assert message == {"role": "assistant", "tool_calls": tools}
+    assert message == {"role": "assistant", "content": None, "tool_calls": tools}
     sent |= {"content": "Hello!", "tool_calls": None}
     (message,) = messages_sent(decode_completion(completion(sent)).choices[0].message)
     assert message == {"role": "assistant", "content": "Hello!"}
