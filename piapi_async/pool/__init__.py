@@ -3,6 +3,7 @@
 transport   what a client sends through, as protocols
 session     the pool and its sessions
 exchange    one request and its answer
+encoding    undoes content encodings
 timer       one timer of the loop for all waits
 foreign     the one boundary where foreign exceptions end
 """

@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import aiohttp
 
-from piapi_async.errors import APIResponseError, StreamTooLargeError
+from piapi_async.errors import APIError, StreamTooLargeError
 from piapi_async.policy import NEVER, Deadline
 from piapi_async.pool.foreign import FOREIGN, closed, translate
 from piapi_async.pool.timer import WaitTimer
 from piapi_async.wire import ANSWER_HEADERS, Headers
 
 if TYPE_CHECKING:
+    from piapi_async.pool.encoding import ContentDecoder
     from piapi_async.pool.session import EndpointSession
-
-    class Inflate(Protocol):
-        """What `zlib.decompressobj` makes, whose class has no public name."""
-
-        @property
-        def unconsumed_tail(self) -> bytes:
-            """Input that the last call did not get to."""
-            ...
-
-        @property
-        def eof(self) -> bool:
-            """Whether the end of the compressed data has come."""
-            ...
-
-        def decompress(self, data: bytes, max_length: int, /) -> bytes:
-            """Return at most `max_length` bytes of what `data` stands for."""
-            ...
-
 
 MAX_BODY_BYTES = 16 << 20
 """Largest body, decoded, that is taken for an answer (16 MiB: a hundred times the longest; ours)."""
@@ -74,7 +56,7 @@ class SessionExchange:
         self._task = cast("asyncio.Task[object]", asyncio.current_task(session.loop))  # whose coroutine this is made in
         self._cancelling = self._task.cancelling()
         self._content = aiohttp.EMPTY_PAYLOAD
-        self._inflate: Inflate | None = None
+        self._decoder: ContentDecoder | None = None
         self._on_sent = on_sent
 
     # -- before the answer ---------------------------------------------------------------------------------------------
@@ -94,7 +76,7 @@ class SessionExchange:
         self.headers = _copy(response)
         encoding = self.headers.get("content-encoding")
         if encoding is not None and encoding.lower() != "identity":
-            self._inflate = zlib.decompressobj(wbits=47)  # 47: zlib or gzip, as it comes
+            self._decoder = _find_decoder(encoding, self._session.host)
 
     def expire(self, due: float) -> None:
         """End the wait, if it is still the one that was due: by a cancellation, or by closing the answer."""
@@ -123,9 +105,9 @@ class SessionExchange:
         Raises:
             APITimeoutError: The deadline came first.
             APIConnectionError: The body broke off.
-            APIResponseError: Its content encoding is broken.
+            APIResponseError: Its content encoding is broken, or can't be undone.
         """
-        return self._read(deadline) if self._inflate is None else self._read_inflated(deadline, self._inflate)
+        return self._read(deadline) if self._decoder is None else self._read_decoded(deadline, self._decoder)
 
     async def _read(self, deadline: Deadline) -> bytes:
         failure: BaseException
@@ -149,24 +131,16 @@ class SessionExchange:
             raise closed(self._session.host, sent=True)
         raise translate(failure, self._session.host, in_body=True)
 
-    async def _read_inflated(self, deadline: Deadline, inflate: Inflate) -> bytes:
-        """Undo a content encoding that nobody asked for, in pieces, so that a small body can't fill the memory."""
+    async def _read_decoded(self, deadline: Deadline, decoder: ContentDecoder) -> bytes:
+        """Undo content encodings that nobody asked for."""
         for_all = deadline.or_within(self._session.time(), "progress", deadline.progress)
-        while data := inflate.unconsumed_tail or await self._read(for_all):
-            try:
-                plain = inflate.decompress(data, INFLATED_PIECE)
-            except zlib.error:
-                break
-            if plain:
-                return plain
-        if not data and inflate.eof:
-            return b""
-        self.close()
-        raise APIResponseError(
-            f"{self._session.host}'s answer has a broken or unknown content encoding; it was asked for none",
-            kind="encoding",
-            maybe_billed=True,
-        )
+        try:
+            while not (plain := decoder.read()) and not decoder.ended:
+                decoder.feed(await self._read(for_all))
+        except APIError:
+            self.close()
+            raise
+        return plain
 
     async def read_all(self, deadline: Deadline, start: bytes = b"") -> bytes:
         """Return the whole body, and give its connection back.
@@ -184,7 +158,7 @@ class SessionExchange:
         while size <= MAX_BODY_BYTES and (piece := await self.read(deadline)):
             pieces.append(piece)
             size += len(piece)
-            if self._inflate is None and self._content.at_eof():
+            if self._decoder is None and self._content.at_eof():
                 break  # as nearly always, after the first piece
         if size <= MAX_BODY_BYTES:
             self.finish()
@@ -219,3 +193,10 @@ def _copy(response: aiohttp.ClientResponse) -> Headers:
     """Copy headers out of aiohttp's own mapping; what came more than once is joined by line ends."""
     headers = response.headers
     return {name: "\n".join(headers.getall(name)) for name in ANSWER_HEADERS if name in headers}
+
+
+def _find_decoder(header: str, host: str) -> ContentDecoder | None:
+    from piapi_async.pool.encoding import ContentDecoder, find_encodings  # deferred: nearly no answer is encoded
+
+    encodings = find_encodings(header)
+    return ContentDecoder(encodings, host, INFLATED_PIECE) if encodings else None

@@ -10,7 +10,7 @@ import errno
 from typing import cast
 
 import aiohttp
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_exceptions import BadStatusLine, HttpProcessingError
 
 from piapi_async.errors import APIConnectionError, APIError, ErrorKind
 from piapi_async.policy import NEVER, Deadline, timed_out
@@ -50,10 +50,9 @@ def translate(
     kind, text = _connect_problem(error)
     if kind is not None:
         return APIConnectionError(f"{text} ({host})", kind=kind)
-    if isinstance(error, aiohttp.ClientResponseError) or _is_half_a_header(error):
-        return APIConnectionError(
-            f"{host} does not answer in HTTP; check the base URL's port", kind="protocol", maybe_billed=True
-        )
+    fault = _protocol_fault(error)
+    if fault is not None:
+        return APIConnectionError(f"{host}{fault}", kind="protocol", maybe_billed=True)
     if in_body or isinstance(error, aiohttp.ClientPayloadError):
         return APIConnectionError(
             f"{host} broke the connection off in the middle of its answer; try again",
@@ -84,6 +83,43 @@ def _connect_problem(error: BaseException) -> tuple[ErrorKind | None, str]:
     return None, ""
 
 
+def _protocol_fault(error: BaseException) -> str | None:
+    """Say in which way an answer is not HTTP; None for an error of another kind."""
+    if _is_half_a_header(error):
+        what = "it ends within its headers"
+    elif isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
+        while error.__cause__ is not None:  # what the parser raised is at the bottom of what aiohttp made of it
+            error = error.__cause__
+        if _is_no_status_line(error):
+            return " does not answer in HTTP; check the base URL's port"
+        what = _broken_rule(error)
+    else:
+        return None
+    return f"'s answer breaks the rules of HTTP ({what}); try again or use a backup"
+
+
 def _is_half_a_header(error: BaseException) -> bool:
     """Tell an end inside the headers, which comes with what was parsed of them, from one before any byte."""
     return isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(cast("object", error.message), str)
+
+
+def _is_no_status_line(error: BaseException) -> bool:
+    """Whether the answer begins with something else than `HTTP/`: aiohttp's parser then says what it expected."""
+    return isinstance(error, BadStatusLine) and "\n  Expected HTTP/" in error.message
+
+
+_BROKEN_RULES = (
+    ("status line", "a bad status line"),
+    ("got more than", "a line that is too long"),
+    ("too many headers", "too many headers"),
+    ("data after", "bytes behind its end"),
+    ("content-length", "a bad Content-Length"),
+    ("chunk", "a bad chunk"),
+    ("header", "a bad header"),
+)
+
+
+def _broken_rule(error: BaseException) -> str:
+    """Name the rule, in words of our own: the parser's quote the answer."""
+    problem = str(getattr(error, "message", "")).partition(":")[0].lower()  # behind the colon it quotes
+    return next((words for part, words in _BROKEN_RULES if part in problem), "it is malformed")

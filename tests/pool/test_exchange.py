@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
-import zlib
-from collections.abc import AsyncIterator
 
 import pytest
+from aiohttp.http_exceptions import HttpProcessingError
 
-from piapi_async import APIConnectionError, APIResponseError, APITimeoutError
+from piapi_async import APIConnectionError, APITimeoutError
 from piapi_async.errors import StreamTooLargeError
 from piapi_async.policy import Deadline
-from piapi_async.pool import INFLATED_PIECE, MAX_BODY_BYTES, Exchange, SessionPool
+from piapi_async.pool import MAX_BODY_BYTES, Exchange, SessionPool
+from piapi_async.pool.foreign import translate
 from piapi_async.testing import Close, RawServer, ReadRequest, Reset, Send, Step, Wait, http_response
 from tests.pool.sending import ask, endpoint, send
 from tests.wires import jumping_clock, server_in_a_thread
@@ -41,47 +40,6 @@ async def test_headers_are_the_pools_own_mapping() -> None:
 
 
 # -- bodies ------------------------------------------------------------------------------------------------------------
-
-
-async def test_a_compressed_body_is_undone_in_pieces() -> None:
-    plain = bytes(1000) * 5000
-    packed = zlib.compress(plain)
-    answers = [http_response(200, packed[:cut], {"Content-Encoding": "deflate"}) for cut in (None, 100)]
-    async with RawServer(*([ReadRequest(), Send(answer), Close()] for answer in answers)) as server:
-        target = endpoint(server)
-        async with SessionPool([target]) as pool:
-            exchange = await send(pool, target)
-            pieces = [piece async for piece in _pieces(exchange)]
-            assert b"".join(pieces) == plain
-            assert max(map(len, pieces)) <= INFLATED_PIECE
-            exchange = await send(pool, target, fresh=True)
-            with pytest.raises(APIResponseError) as caught:
-                await exchange.read_all(Deadline())
-            assert caught.value.kind == "encoding"
-
-
-async def _pieces(exchange: Exchange) -> AsyncIterator[bytes]:
-    while piece := await exchange.read(Deadline()):
-        yield piece
-    exchange.finish()
-
-
-async def test_a_compressed_body_that_comes_byte_by_byte() -> None:
-    packed = gzip.compress(b"plain text")
-    head = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
-    async with RawServer([ReadRequest(), Send(http_response(200, packed, head), piece=1, pause=0.0001)]) as server:
-        target = endpoint(server)
-        async with SessionPool([target]) as pool:
-            exchange = await send(pool, target)
-            assert await exchange.read_all(Deadline()) == b"plain text"
-
-
-@pytest.mark.parametrize("encoding", ["identity", "Identity"])
-async def test_a_body_that_is_labelled_as_it_is(encoding: str) -> None:
-    async with RawServer([ReadRequest(), Send(http_response(200, b"{}", {"Content-Encoding": encoding}))]) as server:
-        target = endpoint(server)
-        async with SessionPool([target]) as pool:
-            assert await ask(pool, target) == b"{}"
 
 
 async def test_the_largest_body() -> None:
@@ -164,14 +122,57 @@ async def test_a_body_that_breaks_off(end: Step) -> None:
             assert "in_flight=0" in repr(pool)
 
 
-@pytest.mark.parametrize("script", [[Send(b"SSH-2.0\r\n"), Wait()], [Send(b"HTTP/1.1 200 OK\r\nX-Half: "), Close()]])
-async def test_an_answer_that_is_not_http(script: list[Step]) -> None:
-    async with RawServer([ReadRequest(), *script]) as server:
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+async def _protocol_fault(data: bytes, end: Step) -> str:
+    """What is said of bytes that come in place of an answer."""
+    async with RawServer([ReadRequest(), Send(data), end]) as server:
         target = endpoint(server)
         async with SessionPool([target]) as pool:
             with pytest.raises(APIConnectionError) as caught:
                 await send(pool, target)
-            assert (caught.value.kind, caught.value.maybe_billed) == ("protocol", True)
+            error = caught.value
+            assert (error.kind, error.maybe_billed) == ("protocol", True)
+            assert error.__cause__ is None
+            assert error.__context__ is None
+            return str(error)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x15\x03\x01\x00\x02\x02\x46", b"220 mail ESMTP\r\n", b'{"a": 1}', b"HTTX/1.1"],
+)
+async def test_an_answer_that_is_not_http(data: bytes) -> None:
+    assert await _protocol_fault(data, Wait()) == "127.0.0.1 does not answer in HTTP; check the base URL's port"
+
+
+@pytest.mark.parametrize(
+    ("what", "data"),
+    [
+        ("it ends within its headers", OK + b"X-Half: "),
+        ("it ends within its headers", b"HTT"),
+        ("a bad status line", b"HTTP/1.1 abc OK\r\n\r\n"),
+        ("a bad status line", b"HTTP/2 200 OK\r\n\r\n"),
+        ("a bad header", OK + b"X y: secret\r\n\r\n"),
+        ("a bad header", OK + b"X: chunk\0secret\r\n\r\n"),
+        ("a line that is too long", OK + b"X: " + b"secret" * 2000 + b"\r\n\r\n"),
+        ("too many headers", OK + b"".join(b"X-%d: 1\r\n" % i for i in range(5000)) + b"\r\n"),
+        ("a bad Content-Length", OK + b"Content-Length: secret\r\n\r\n"),
+        ("a bad Content-Length", OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}"),
+        ("a bad Content-Length", OK + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ("a bad chunk", CHUNKED + b"ZZ\r\n{}\r\n"),
+        ("bytes behind its end", OK + b"Connection: close\r\nContent-Length: 2\r\n\r\n{}{}"),
+    ],
+)
+async def test_an_answer_that_breaks_the_rules_of_http(what: str, data: bytes) -> None:
+    text = f"127.0.0.1's answer breaks the rules of HTTP ({what}); try again or use a backup"
+    assert await _protocol_fault(data, Close()) == text
+
+
+def test_what_the_parser_says_in_new_words_is_not_handed_on() -> None:
+    text = str(translate(HttpProcessingError(message="secret"), "host"))
+    assert text == "host's answer breaks the rules of HTTP (it is malformed); try again or use a backup"
 
 
 async def test_a_read_that_is_cancelled_closes_the_connection() -> None:
