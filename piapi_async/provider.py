@@ -91,6 +91,10 @@ def check_base_url(base_url: object, *, allow_http: bool = False) -> str:
             "base_url: http:// would send the API key unencrypted; use https://, or pass allow_http=True"
         )
     path = re.sub(r"/{2,}", "/", parts.path).rstrip("/")
+    if path.lower().endswith("/chat/completions"):
+        raise ConfigurationError(
+            "base_url: it ends in /chat/completions, which the client adds itself; pass what stands before it"
+        )
     if not re.search(r"/v\d", path):
         path += "/v1"
     return f"{parts.scheme}://{parts.netloc}{path}"

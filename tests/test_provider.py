@@ -107,6 +107,8 @@ def test_F6_no_key_without_encryption(base_url: str) -> None:
         ("https://host:port", "it is not a URL"),
         ("https://host:99999", "it is not a URL"),
         ("https://[::1", "it is not a URL"),
+        ("https://host/v1/chat/completions", "it ends in /chat/completions, which the client adds itself; pass what"),
+        ("https://host/v1//Chat/completions//", "it ends in /chat/completions, which the client adds itself"),
         (None, "a NoneType is not a URL; pass a str"),
         (b"https://host", "a bytes is not a URL; pass a str"),
     ],

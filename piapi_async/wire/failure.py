@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from typing import cast
 from urllib.parse import urlsplit
 
 from piapi_async.errors import (
@@ -25,7 +24,10 @@ from piapi_async.errors import (
     UnprocessableEntityError,
     excerpt,
 )
-from piapi_async.wire.parse import JSON, as_unicode, parse_object
+from piapi_async.wire.error_objects import error_in, error_object, implied_status, means_credit, read_error
+from piapi_async.wire.parse import BLANK, JSON, as_unicode, parse_value
+
+__all__ = ["error_from_response", "error_in", "error_object", "raise_error_object", "status_error"]
 
 _BY_STATUS: Mapping[int, type[APIStatusError]] = {
     400: BadRequestError,
@@ -41,37 +43,6 @@ _BY_STATUS: Mapping[int, type[APIStatusError]] = {
     431: RequestTooLargeError,
 }
 
-# What an error object's `code` or `type` means where no status came with it: the status that OpenAI sends with it.
-_STATUS_OF: Mapping[str, int] = {
-    "authentication_error": 401,
-    "billing_hard_limit_reached": 402,
-    "context_length_exceeded": 400,
-    "engine_overloaded": 503,
-    "insufficient_credits": 402,
-    "insufficient_quota": 402,
-    "internal_error": 500,
-    "internal_server_error": 500,
-    "invalid_api_key": 401,
-    "invalid_request_error": 400,
-    "model_not_found": 404,
-    "not_found_error": 404,
-    "overloaded": 503,
-    "overloaded_error": 529,
-    "permission_denied": 403,
-    "permission_error": 403,
-    "quota_exceeded": 402,
-    "rate_limit_error": 429,
-    "rate_limit_exceeded": 429,
-    "requests": 429,
-    "server_error": 500,
-    "service_unavailable": 503,
-    "throttling_error": 429,
-    "timeout": 504,
-    "tokens": 429,
-    "unauthorized": 401,
-}
-_QUOTA_CODES = frozenset(code for code, status in _STATUS_OF.items() if status == 402)
-
 _ADVICE: Mapping[type[APIStatusError], str] = {
     BadRequestError: "correct the request",
     AuthenticationError: "check the API key",
@@ -84,29 +55,17 @@ _ADVICE: Mapping[type[APIStatusError], str] = {
     RateLimitError: "wait, or send less at once",
     InternalServerError: "try again later or use a backup",
 }
+_OTHER_ADVICE = "see the provider's documentation"
 
 
-def _status_class(status: int, code: str | None, type_: str | None) -> type[APIStatusError]:
-    if code in _QUOTA_CODES or type_ in _QUOTA_CODES:
-        return InsufficientQuotaError
-    if code == "context_length_exceeded" and status == 413:
-        return BadRequestError
-    if status >= 500:
-        return InternalServerError
-    return _BY_STATUS.get(status, APIStatusError)
+_BASE_URL_ADVICE = "check the base URL; it usually ends in /v1. If it is right, check the model name"
+"""For a 404 that the API itself did not send."""
 
-
-def _word(value: object, secrets: Iterable[Secret]) -> str | None:
-    if value is None or isinstance(value, (dict, list)):
-        return None
-    return excerpt(str(value), secrets)[:100]
-
-
-def _host(location: str) -> str | None:
-    try:
-        return urlsplit(location).hostname
-    except ValueError:
-        return None
+_FIREWALL = (
+    r"(?i)cloudflare|\bcf-|just a moment|attention required|checking your browser|captcha|challenge|access denied"
+    r"|request blocked|akamai|edgesuite|incapsula|imperva|sucuri|datadome|web application firewall|cloudfront"
+)
+"""Marks of a firewall or a proxy that refuses the client itself, whatever it asks for."""
 
 
 def error_from_response(
@@ -130,31 +89,69 @@ def error_from_response(
     if status in (204, 205):
         return APIResponseError(f"the answer is empty: status {status}", kind="empty", maybe_billed=True)
     if 300 <= status < 400:
-        where = f" to {excerpt(_host(location) or 'another path', secrets)}" if location else ""
-        return APIStatusError(
-            f"the provider redirects{where} (status {status}), which is not followed; correct the base URL",
-            kind="redirect",
-            status_code=status,
-            body=excerpt(text, secrets),
-        )
-    start = text.lstrip("\ufeff \t\r\n")[:1]
-    page = start == "<" or ("html" in content_type.lower() and start != "{")
-    if page and status < 500:
-        return APIResponseError(
-            f"the answer is a web page, not JSON (status {status}); a proxy or firewall in front of the provider may "
-            f"have sent it: {excerpt(text, secrets)[:300]}",
-            kind="edge page",
-        )
-    fields: JSON = {}
-    if not page:
-        with suppress(APIResponseError):  # plain text is an error text too
-            fields = as_unicode(parse_object(text, ()))
-    details = error_object(fields) or {"message": fields.get("detail") or fields.get("message") or text}
-    return status_error(status, details, text, secrets, edge=page or (520 <= status <= 530 and status != 529))
+        return _redirect(status, text, location, secrets)
+    start = text.lstrip(BLANK)[:1]
+    is_json = start in ("{", "[")
+    page = start == "<" or ("html" in content_type.lower() and not is_json)
+    if (page and status < 400) or (status == 403 and not is_json and re.search(_FIREWALL, text)):
+        return _edge_page(status, text, secrets)
+    details: JSON = {"message": "a web page"} if page else _read_body(text)
+    edge = (page and status >= 500) or (520 <= status <= 530 and status != 529)
+    advice = _BASE_URL_ADVICE if status == 404 and not is_json else None
+    return status_error(status, details, text, secrets, edge=edge, advice=advice)
+
+
+def _redirect(status: int, text: str, location: str | None, secrets: Iterable[Secret]) -> APIStatusError:
+    where = f" to {excerpt(_host(location) or 'another path', secrets)}" if location else ""
+    return APIStatusError(
+        f"the provider redirects{where} (status {status}), which is not followed; correct the base URL",
+        kind="redirect",
+        status_code=status,
+        body=excerpt(text, secrets),
+    )
+
+
+def _host(location: str) -> str | None:
+    try:
+        return urlsplit(location).hostname
+    except ValueError:
+        return None
+
+
+def _edge_page(status: int, text: str, secrets: Iterable[Secret]) -> APIResponseError:
+    return APIResponseError(
+        f"the answer is a web page, not JSON (status {status}); a proxy or firewall in front of the provider may "
+        f"have sent it: {excerpt(text, secrets)[:300]}",
+        kind="edge page",
+    )
+
+
+def _read_body(text: str) -> JSON:
+    """The error in a body that is known to be one; plain text is an error text too."""
+    try:
+        value = as_unicode(parse_value(text.strip(BLANK)))
+    except (ValueError, RecursionError):
+        return {"message": text}
+    found = error_in(value)
+    details = read_error(value) if found is None else found
+    return details if details.keys() & {"message", "code", "type"} else {**details, "message": text}
+
+
+def raise_error_object(fields: JSON, secrets: Iterable[Secret]) -> None:
+    """Raise the error that a JSON object is, if it is one."""
+    details = error_object(fields)
+    if details is not None:
+        raise status_error(implied_status(details), details, json.dumps(fields), secrets)
 
 
 def status_error(
-    status: int, details: JSON, text: str, secrets: Iterable[Secret], *, edge: bool = False
+    status: int,
+    details: JSON,
+    text: str,
+    secrets: Iterable[Secret],
+    *,
+    edge: bool = False,
+    advice: str | None = None,
 ) -> APIStatusError:
     """Make the error of a status.
 
@@ -164,20 +161,19 @@ def status_error(
         text: What came.
         secrets: Keys that must not appear in the error.
         edge: Whether something in front of the provider sent it.
+        advice: What to do; None for what one usually does about such a status.
     """
-    code, type_ = _word(details.get("code"), secrets), _word(details.get("type"), secrets)
-    cls = _status_class(status, code, type_)
+    code = _word(details.get("code"), secrets)
+    cls = _status_class(status, details)
     said = details.get("message")
-    message = said if isinstance(said, str) else "" if said is None else json.dumps(said)
-    message = "a web page" if edge and message.lstrip()[:1] == "<" else excerpt(message, secrets)[:500]
-    advice = _ADVICE.get(cls, "see the provider's documentation")
+    message = excerpt(said if isinstance(said, str) else "" if said is None else json.dumps(said), secrets)[:500]
     return cls(
         f"the provider answered {status}{f' ({code})' if code and code != str(status) else ''}"
-        f"{f': {message}' if message else ''}; {advice}",
+        f"{f': {message}' if message else ''}; {advice or _ADVICE.get(cls, _OTHER_ADVICE)}",
         kind="edge" if edge else "status",
         status_code=status,
         code=code,
-        type=type_,
+        type=_word(details.get("type"), secrets),
         param=_word(details.get("param"), secrets),
         body=excerpt(text, secrets),
         # A gateway's time-out says nothing about the model behind it, which may have done, and billed, the work.
@@ -185,35 +181,17 @@ def status_error(
     )
 
 
-def error_object(fields: JSON) -> JSON | None:
-    """The error in a JSON object, in any of the shapes that servers use, or None."""
-    error = fields.get("error")
-    if isinstance(error, dict):
-        return cast("JSON", error)
-    if error not in (None, False, ""):
-        return {"message": error, "code": fields.get("code"), "type": fields.get("type")}
-    if fields.get("object") == "error":
-        return fields
-    code = fields.get("code")
-    if "choices" not in fields and code not in (None, 0, 200) and ("message" in fields or "detail" in fields):
-        return {"message": fields.get("message", fields.get("detail")), "code": code}
-    return None
+def _status_class(status: int, details: JSON) -> type[APIStatusError]:
+    if means_credit(details):
+        return InsufficientQuotaError
+    if details.get("code") == "context_length_exceeded" and status == 413:
+        return BadRequestError
+    if status >= 500:
+        return InternalServerError
+    return _BY_STATUS.get(status, APIStatusError)
 
 
-def raise_error_object(fields: JSON, secrets: Iterable[Secret]) -> None:
-    """Raise the error that a JSON object is, if it is one."""
-    details = error_object(fields)
-    if details is not None:
-        raise status_error(_implied_status(details), details, json.dumps(fields), secrets)
-
-
-def _implied_status(details: JSON) -> int:
-    """The HTTP status that an error object in a 200 stands for; 500 when it gives no hint."""
-    for name in ("status", "status_code", "code", "type"):
-        value = details.get(name)
-        text = str(value).lower()
-        if not isinstance(value, bool) and text.isdecimal() and text.isascii() and 400 <= int(text[:9]) <= 599:
-            return int(text)
-        if text in _STATUS_OF:
-            return _STATUS_OF[text]
-    return 500
+def _word(value: object, secrets: Iterable[Secret]) -> str | None:
+    if value is None or isinstance(value, (dict, list)):
+        return None
+    return excerpt(str(value), secrets)[:100]
