@@ -101,6 +101,11 @@ class Billing:
         """The price of a model, by the caller's name, at a provider; None if it is unknown."""
         return self._find(provider, provider.name_of(model))
 
+    def is_stream_only(self, provider: Provider, model: str) -> bool:
+        """Whether a model, by the caller's name, answers by stream only at a provider, as far as its prices say."""
+        info = self.price(provider, model)
+        return info is not None and info.stream_only
+
     def _find(self, provider: Provider, name: str) -> ModelInfo | None:
         return find(name, provider.prices, CATALOG if provider is self._primary else _NO_TABLE)
 
@@ -273,11 +278,21 @@ def _texts(message: Message) -> list[str]:
 def _json_text(request: ChatRequest) -> str:
     """All that the provider may count as prompt: every text of the messages, and the descriptions of functions."""
     parts = [text for message in request.messages for text in _texts(message)]
-    parts += [
-        str(message.content) for message in request.messages if not isinstance(message.content, (str, type(None)))
-    ]
+    for message in request.messages:
+        if isinstance(message.content, tuple):
+            parts += map(_part_text, message.content)
+        if message.extra or message.refusal:
+            parts.append(f"{message.refusal} {message.extra}")
     parts += [str(extra) for extra in (request.functions, request.tools, request.response_format) if extra]
     return "".join(parts)
+
+
+def _part_text(part: Mapping[str, object]) -> str:
+    """A part as text; the bytes of a picture, in a data URL, are none."""
+    picture = part.get("image_url")
+    url = cast("Mapping[str, object]", picture).get("url") if isinstance(picture, Mapping) else picture
+    is_data = part.get("type") != "text" and isinstance(url, str) and url[:5].lower() == "data:"
+    return "" if is_data else str(part)
 
 
 def _folded(messages: tuple[Message, ...]) -> tuple[Message, ...]:

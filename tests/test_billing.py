@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from decimal import Decimal
 from typing import Any, cast
 
@@ -357,6 +357,25 @@ async def test_a_picture_counts_whatever_its_address(server: LocalServer) -> Non
         with pytest.raises(BudgetExceededError):  # 50,000 tokens at $0.1125 a million are more than half a cent
             await client.complete([Message("user", (words, picture))], max_tokens=10)
         assert len(server.requests) == 1
+
+
+def most(*content: str | Mapping[str, object], **others: Any) -> Decimal:
+    """What a budget reserves for a message."""
+    quote = Client(KEY).quote([Message("user", content, **others)], model="gpt-4o", max_tokens=10)
+    assert quote.most is not None
+    return quote.most
+
+
+@pytest.mark.parametrize("wrap", [lambda url: {"url": url}, str])
+def test_the_bytes_of_a_picture_are_no_text(wrap: Any) -> None:
+    small, large = ({"type": "image_url", "image_url": wrap("data:image/png;base64," + "A" * n)} for n in (4, 40_000))
+    assert most("What is it?", small) == most("What is it?", large) > most("What is it?")
+    as_text = {"type": "text", "text": "x", "image_url": {"url": "data:," + "A" * 40_000}}
+    assert most(as_text) > most({"type": "text", "text": "x"})
+
+
+def test_what_goes_along_with_a_message_counts_as_text() -> None:
+    assert most("Hi", extra={"reasoning_content": "x" * 1000}) > most("Hi", refusal="No") > most("Hi")
 
 
 async def test_what_was_not_sent_is_not_reserved(server: LocalServer) -> None:

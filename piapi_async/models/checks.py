@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import attrs
 
@@ -208,6 +208,18 @@ CHECKS: Mapping[str, Check] = {
 
 # -- messages ----------------------------------------------------------------------------------------------------------
 
+_FIELDS: Mapping[type[object], frozenset[str]] = {
+    kind: frozenset(field.name for field in attrs.fields(kind)) - {"extra"}
+    for kind in (Message, ToolCall, FunctionCall)
+}
+"""The keys that have a field of their own."""
+
+_MEANT = {"text": "content", "args": "arguments"}
+"""Other words for a key → the key, where the spelling does not tell."""
+
+_CLOSE = 0.85
+"""From how alike on, as `difflib` counts, a key is another one misspelt. `tool_plan` is less like `tool_calls`."""
+
 
 def check_messages(value: object) -> tuple[Message, ...]:
     """Check a prompt: a text, which is one user message, or messages."""
@@ -222,68 +234,134 @@ def check_messages(value: object) -> tuple[Message, ...]:
 
 
 def _message(field: str, value: object) -> Message:
-    if isinstance(value, Mapping):
-        value = _from_mapping(field, cast("Mapping[object, object]", value))
-    if not isinstance(value, Message):
-        raise refuse(field, f"{_shown(value)} is not a message", "pass Message(...) or {'role': …, 'content': …}")
-    return _check_message(field, value)
-
-
-def _from_mapping(field: str, pairs: Mapping[object, object]) -> Message:
-    known = {a.name for a in attrs.fields(Message)}
-    unknown = [str(key) for key in pairs if key not in known]
-    if unknown:
-        raise refuse(field, f"unknown key {unknown[0]!r}", f"a message has {', '.join(sorted(known))}")
-    if "role" not in pairs:
-        raise refuse(f"{field}.role", "it is missing", 'say who speaks: "system", "user", "assistant", …')
-    return Message(**cast("dict[str, Any]", dict(pairs)))
-
-
-def _check_message(field: str, message: Message) -> Message:
     """Check every field, and copy what is not text, so that later changes by the caller don't reach the request."""
-    role = check_text(f"{field}.role", message.role)
+    get = _fields(field, value, Message, "a message", "Message(...) or {'role': …, 'content': …}").get
+    role = check_text(f"{field}.role", get("role", ""))
     if not role:
-        raise refuse(f"{field}.role", "it is empty", 'say who speaks: "system", "user", "assistant", …')
-    call = cast("object", message.function_call)
+        raise refuse(f"{field}.role", "it is missing or empty", 'say who speaks: "system", "user", "assistant", …')
+    call, calls, extra = get("function_call"), get("tool_calls"), get("extra")
     return Message(
         role,
-        _content(f"{field}.content", message.content),
-        None if message.name is None else check_text(f"{field}.name", message.name),
+        _content(f"{field}.content", get("content")),
+        _text_or_none(f"{field}.name", get("name")),
         None if call is None else _function_call(f"{field}.function_call", call),
-        None if message.tool_calls is None else _tool_calls(f"{field}.tool_calls", message.tool_calls),
-        None if message.tool_call_id is None else check_text(f"{field}.tool_call_id", message.tool_call_id),
+        None if calls is None else _tool_calls(f"{field}.tool_calls", calls),
+        _text_or_none(f"{field}.tool_call_id", get("tool_call_id")),
+        _text_or_none(f"{field}.refusal", get("refusal")),
+        extra={} if extra is None else _extra(field, extra, Message),
     )
+
+
+def _fields(field: str, value: object, kind: type[object], name: str, remedy: str) -> Mapping[str, object]:
+    """The fields of a message or a call, not yet checked; a mapping's keys that have no field are in `extra`."""
+    if isinstance(value, kind):
+        return _unfolded(value.__dict__)
+    if not isinstance(value, Mapping):
+        raise refuse(field, f"{_shown(value)} is not {name}", f"pass {remedy}")
+    pairs, known = cast("Mapping[str, object]", value), _FIELDS[kind]
+    if pairs.keys() <= known:  # as nearly always
+        return pairs
+    fields: dict[str, object] = {key: item for key, item in pairs.items() if key in known}
+    extra = {key: item for key, item in pairs.items() if key not in known}
+    for key in extra:
+        meant = _meant(key, known - fields.keys())
+        if meant is not None:
+            raise refuse(field, f"unknown key {key!r}", f"did you mean {meant!r}?")
+    return fields | {"extra": extra}
+
+
+def _unfolded(fields: Mapping[str, object]) -> Mapping[str, object]:
+    """The fields of an object; what is in `extra`, but has a field that is unset, is put there.
+
+    An answer that was joined of chunks may have such: a chunk has fewer fields than a message.
+    """
+    extra = fields["extra"]
+    if not isinstance(extra, dict) or fields.keys().isdisjoint(cast("dict[object, object]", extra)):
+        return fields
+    pairs = cast("dict[str, object]", extra)
+    own = {key: item for key, item in pairs.items() if key in fields and fields[key] is None}
+    return {**fields, **own, "extra": {key: item for key, item in pairs.items() if key not in own}}
+
+
+def _meant(key: object, absent: frozenset[str]) -> str | None:
+    """The absent key of which this one is a misspelling, if it is one."""
+    import difflib  # deferred: few programs send what has no field
+
+    if not isinstance(key, str):
+        return None
+    meant = _MEANT.get(key)
+    if meant in absent:
+        return meant
+    return next(iter(difflib.get_close_matches(key.lower(), absent, n=1, cutoff=_CLOSE)), None)
+
+
+def _extra(field: str, value: object, kind: type[object]) -> Mapping[str, object]:
+    """Check what has no field; nulls are left out."""
+    if type(value) is dict and not value:  # as nearly always
+        return {}
+    if not isinstance(value, Mapping):
+        raise refuse(f"{field}.extra", f"{_shown(value)} is not a mapping", "pass a mapping with string keys")
+    pairs = check_mapping(field, cast("object", value))
+    extra = {key: item for key, item in pairs.items() if item is not None}
+    for key in sorted(_FIELDS[kind] & extra.keys()):
+        raise refuse(f"{field}.extra", f"{key!r} has a field of its own", f"pass it as {key}=…")
+    return extra
+
+
+def _text_or_none(field: str, value: object) -> str | None:
+    return None if value is None else check_text(field, value)
 
 
 def _content(field: str, value: object) -> str | tuple[Mapping[str, object], ...] | None:
-    if value is None:
-        return None
-    return check_text(field, value) if isinstance(value, str) else check_mappings(field, value)
+    if value is None or isinstance(value, str):
+        return value if value is None else check_text(field, value)
+    if not isinstance(value, (list, tuple)):
+        raise refuse(field, f"{_shown(value)} is not a content", "pass a str, or a list of str and parts as of image()")
+    return tuple(_part(f"{field}[{i}]", part) for i, part in enumerate(cast("Sequence[object]", value)))
+
+
+def _part(field: str, value: object) -> Mapping[str, object]:
+    if isinstance(value, str):
+        return {"type": "text", "text": check_text(field, value)}
+    if not isinstance(value, Mapping):
+        raise refuse(field, f"{_shown(value)} is not a part", "pass a str, image(…), or another mapping")
+    return check_mapping(field, cast("object", value))
 
 
 def _function_call(field: str, value: object) -> FunctionCall:
-    if isinstance(value, FunctionCall):
-        value = {"name": value.name, "arguments": value.arguments}
-    call = check_mapping(field, value)
+    get = _fields(field, value, FunctionCall, "a function call", "FunctionCall(...) or a mapping").get
+    arguments, extra = get("arguments"), get("extra")
+    if isinstance(arguments, Mapping):  # as gateways to DeepSeek and Gemini send them
+        arguments = _json(check_mapping(f"{field}.arguments", cast("object", arguments)))
     return FunctionCall(
-        check_text(f"{field}.name", call.get("name")), check_text(f"{field}.arguments", call.get("arguments"))
+        check_text(f"{field}.name", get("name")),
+        "" if arguments is None else check_text(f"{field}.arguments", arguments),
+        extra={} if extra is None else _extra(field, extra, FunctionCall),
     )
 
 
-def _tool_calls(field: str, value: object) -> tuple[ToolCall, ...]:
+def _json(value: object) -> str:
+    import json  # deferred: few programs send such a call back
+
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _tool_calls(field: str, value: object) -> tuple[ToolCall, ...] | None:
+    """Check tool calls; an empty list is none."""
     if not isinstance(value, (list, tuple)):
         raise refuse(field, f"{_shown(value)} is not a list", "pass a list")
-    return tuple(_tool_call(f"{field}[{i}]", call) for i, call in enumerate(cast("Sequence[object]", value)))
+    return tuple(_tool_call(f"{field}[{i}]", call) for i, call in enumerate(cast("Sequence[object]", value))) or None
 
 
 def _tool_call(field: str, value: object) -> ToolCall:
-    if isinstance(value, ToolCall):
-        value = {"id": value.id, "type": value.type, "function": value.function}
-    if not isinstance(value, Mapping):
-        raise refuse(field, f"{_shown(value)} is not a tool call", "pass ToolCall(...) or a mapping")
-    call = cast("Mapping[str, object]", value)
+    """Check a tool call; its index, which a request has no word for, is left out."""
+    get = _fields(field, value, ToolCall, "a tool call", "ToolCall(...) or a mapping").get
+    kind, function, extra = check_text(f"{field}.type", get("type") or "function"), get("function"), get("extra")
+    if function is None and kind != "function":  # what such a call has instead, such as "custom", is in `extra`
+        function = FunctionCall()
     return ToolCall(
-        function=_function_call(f"{field}.function", call.get("function")),
-        id=check_text(f"{field}.id", call.get("id")),
-        type=check_text(f"{field}.type", call.get("type") or "function"),
+        _function_call(f"{field}.function", function),
+        _text_or_none(f"{field}.id", get("id")),
+        kind,
+        extra={} if extra is None else _extra(field, extra, ToolCall),
     )

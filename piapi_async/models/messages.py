@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias, cast
 
 import attrs
 
 Content: TypeAlias = str | tuple[Mapping[str, object], ...] | None
 """A message's content: text, a sequence of parts (`{"type": "text", …}`, `{"type": "image_url", …}`), or none."""
+
+ContentInput: TypeAlias = str | Sequence[str | Mapping[str, object]] | None
+"""What may be passed as a content: a str among the parts is a part of text."""
 
 Extra: TypeAlias = Mapping[str, object]
 """What was sent beside the fields, by its own name."""
@@ -17,12 +20,22 @@ REASONING_KEYS = ("reasoning_content", "reasoning")
 """Where servers put the text of a model's reasoning: DeepSeek's word, and OpenRouter's."""
 
 
+def to_content(value: ContentInput) -> Content:
+    """Return a content as a message keeps it; what is none is left for the check of the request to name."""
+    if value is None or isinstance(value, str):
+        return value
+    parts = cast("object", value)
+    if not isinstance(parts, (list, tuple)):
+        return cast("Content", parts)
+    return tuple({"type": "text", "text": part} if isinstance(part, str) else part for part in value)
+
+
 def no_extra() -> dict[str, object]:
     """The extra fields of what has none."""
     return {}
 
 
-@attrs.frozen(slots=False)
+@attrs.define(slots=False)
 class FunctionCall:
     """A call of one of the caller's functions.
 
@@ -56,13 +69,13 @@ class ToolCall:
     extra: Extra = attrs.field(factory=no_extra, kw_only=True)
 
 
-@attrs.define(slots=False)
+@attrs.define(slots=False, on_setattr=attrs.setters.NO_OP)  # a hook there would slow `__init__` down as well
 class Message:
     """One message of a conversation, to or from the model. One of an answer can be sent back as it is.
 
     Attributes:
         role: `"system"`, `"user"`, `"assistant"`, `"function"`, `"tool"`, `"developer"`.
-        content: Text, parts, or None beside a function call.
+        content: Text, or None beside a function call, or parts: mappings, and strings for parts of text.
         name: Name of the author, or of the function whose result this is.
         function_call: The function that the model calls.
         tool_calls: The tools that the model calls.
@@ -73,7 +86,7 @@ class Message:
     """
 
     role: str
-    content: Content = None
+    content: Content = attrs.field(default=None, converter=to_content)
     name: str | None = None
     function_call: FunctionCall | None = None
     tool_calls: tuple[ToolCall, ...] | None = None
@@ -105,11 +118,13 @@ def reasoning_of(content: object, extra: Extra) -> str | None:
         text = extra.get(key)
         if isinstance(text, str) and text:
             return text
-    return "".join(_thoughts(content)) or None if isinstance(content, (list, tuple)) else None
+    if not isinstance(content, (list, tuple)):
+        return None
+    return "".join(_thoughts(cast("tuple[Mapping[str, object], ...]", content))) or None
 
 
-def _thoughts(parts: object) -> Iterator[str]:
-    for part in cast("tuple[Mapping[str, object], ...]", parts):
+def _thoughts(parts: tuple[Mapping[str, object], ...]) -> Iterator[str]:
+    for part in parts:
         thinking = part.get("thinking", part.get("reasoning"))
         if isinstance(thinking, str):
             yield thinking

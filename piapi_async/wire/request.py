@@ -8,8 +8,9 @@ import attrs
 import msgspec
 
 from piapi_async.errors import InvalidRequestError
-from piapi_async.models import ChatRequest
-from piapi_async.models.messages import to_json
+from piapi_async.models import ChatRequest, Message
+from piapi_async.models.messages import FunctionCall, ToolCall, to_json
+from piapi_async.wire.call_ids import make_ids_good
 from piapi_async.wire.parse import JSON
 
 MAX_REQUEST_BYTES = 32 << 20
@@ -36,7 +37,7 @@ def encode_request(request: ChatRequest, model: str, *, include_usage: bool = Fa
     """
     fields = _given(request)
     fields["model"] = model
-    fields["messages"] = [to_json(message) for message in request.messages]
+    fields["messages"] = _messages(request.messages)
     if not request.stream:
         del fields["stream"]
     elif include_usage:
@@ -52,6 +53,38 @@ def encode_request(request: ChatRequest, model: str, *, include_usage: bool = Fa
     raise InvalidRequestError(
         f"messages: the request has {size:,} bytes, more than {MAX_REQUEST_BYTES:,}; send a shorter prompt"
     )
+
+
+def _messages(messages: tuple[Message, ...]) -> list[JSON]:
+    sent: list[JSON] = []
+    calls = False
+    for message in messages:
+        if (
+            message.name is None
+            and message.function_call is None
+            and message.tool_calls is None
+            and message.tool_call_id is None
+            and message.refusal is None
+            and not message.extra
+        ):  # the straight way: `to_json` would say the same
+            sent.append({"role": message.role, "content": message.content})
+            continue
+        fields = to_json(message)
+        if message.tool_calls is not None:
+            calls = True
+            fields["tool_calls"] = [_tool_call(call) for call in message.tool_calls]
+        sent.append(fields)
+    if calls:
+        make_ids_good(sent)
+    return sent
+
+
+def _tool_call(call: ToolCall) -> JSON:
+    """A call as it is sent; one of another type than `"function"` has no function."""
+    fields = to_json(call)
+    if call.type != "function" and call.function == FunctionCall():
+        del fields["function"]
+    return fields
 
 
 def _given(value: ChatRequest) -> JSON:

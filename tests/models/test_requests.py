@@ -8,7 +8,7 @@ import math
 import numbers
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from types import MappingProxyType
@@ -372,6 +372,7 @@ def test_mappings_and_messages_are_the_same() -> None:
 
 
 ROLE = 'say who speaks: "system", "user", "assistant", …'
+CONTENT = "is not a content; pass a str, or a list of str and parts as of image()"
 MESSAGE = "is not a message; pass Message(...) or {'role': …, 'content': …}"
 
 
@@ -391,20 +392,24 @@ MESSAGE = "is not a message; pass Message(...) or {'role': …, 'content': …}"
         ([], "messages: there is none; pass at least one message"),
         (["Hi"], f"messages[0]: a str {MESSAGE}"),
         ([Message("user", "Hi"), 5], f"messages[1]: 5 {MESSAGE}"),
-        ([{}], f"messages[0].role: it is missing; {ROLE}"),
-        ([{"role": ""}], f"messages[0].role: it is empty; {ROLE}"),
+        ([{}], f"messages[0].role: it is missing or empty; {ROLE}"),
+        ([{"role": ""}], f"messages[0].role: it is missing or empty; {ROLE}"),
         ([{"role": None}], "messages[0].role: a NoneType is not text; pass a str"),
         (
             [{"role": "user", "text": "Hi"}],
-            "messages[0]: unknown key 'text'; a message has content, extra, function_call, name, ",
+            "messages[0]: unknown key 'text'; did you mean 'content'?",
         ),
-        ([{"role": "user", 5: "Hi"}], "messages[0]: unknown key '5'; a message has"),
+        ([{"role": "user", 5: "Hi"}], "messages[0] key: 5 is not text; pass a str"),
         ([Message(5)], "messages[0].role: 5 is not text; pass a str"),  # type: ignore[arg-type]
         ([Message("user", "\udc00")], "messages[0].content: the text has a lone surrogate"),
-        ([Message("user", 5)], "messages[0].content: 5 is not a list; pass a list of mappings"),  # type: ignore[arg-type]
-        ([{"role": "user", "content": {"a"}}], "messages[0].content: a set is not a list; pass a list of mappings"),
-        ([{"role": "user", "content": b"Hi"}], "messages[0].content: a bytes is not a list"),
-        ([{"role": "user", "content": ["Hi"]}], "messages[0].content[0]: a str is not a mapping"),
+        ([Message("user", 5)], f"messages[0].content: 5 {CONTENT}"),  # type: ignore[arg-type]
+        ([{"role": "user", "content": {"a"}}], f"messages[0].content: a set {CONTENT}"),
+        ([{"role": "user", "content": b"Hi"}], f"messages[0].content: a bytes {CONTENT}"),
+        (
+            [{"role": "user", "content": ["Hi", b"x"]}],
+            "messages[0].content[1]: a bytes is not a part; pass a str, image(…), or another mapping",
+        ),
+        ([{"role": "user", "content": ["Hi\ud800"]}], "messages[0].content[0]: the text has a lone surrogate"),
         ([{"role": "user", "content": [{"text": b""}]}], "messages[0].content[0].text: a bytes is not JSON"),
         (
             [{"role": "user", "content": [{"text": "\ud800"}]}],
@@ -412,19 +417,28 @@ MESSAGE = "is not a message; pass Message(...) or {'role': …, 'content': …}"
         ),
         ([Message("user", name=5)], "messages[0].name: 5 is not text"),  # type: ignore[arg-type]
         ([Message("tool", tool_call_id=b"x")], "messages[0].tool_call_id: a bytes is not text"),  # type: ignore[arg-type]
-        ([{"role": "a", "function_call": "f"}], "messages[0].function_call: a str is not a mapping"),
+        ([{"role": "a", "function_call": "f"}], "messages[0].function_call: a str is not a function call"),
         ([{"role": "a", "function_call": {}}], "messages[0].function_call.name: a NoneType is not text"),
         (
-            [{"role": "a", "function_call": {"name": "f"}}],
-            "messages[0].function_call.arguments: a NoneType is not text",
+            [{"role": "a", "function_call": {"name": "f", "arguments": ["x"]}}],
+            "messages[0].function_call.arguments: a list is not text; pass a str",
         ),
         ([{"role": "a", "tool_calls": {}}], "messages[0].tool_calls: a dict is not a list; pass a list"),
         (
             [{"role": "a", "tool_calls": [5]}],
             "messages[0].tool_calls[0]: 5 is not a tool call; pass ToolCall(...) or a",
         ),
-        ([{"role": "a", "tool_calls": [{}]}], "messages[0].tool_calls[0].function: a NoneType is not a mapping"),
-        ([Message("a", tool_calls=(ToolCall(),))], "messages[0].tool_calls[0].id: a NoneType is not text"),
+        ([{"role": "a", "tool_calls": [{}]}], "messages[0].tool_calls[0].function: a NoneType is not a fun"),
+        ([Message("a", tool_calls=(ToolCall(id=5),))], "messages[0].tool_calls[0].id: 5 is not text"),  # type: ignore[arg-type]
+        ([Message("a", refusal=5)], "messages[0].refusal: 5 is not text"),  # type: ignore[arg-type]
+        ([Message("a", extra=5)], "messages[0].extra: 5 is not a mapping; pass a mapping with"),  # type: ignore[arg-type]
+        ([Message("a", extra={"x": b""})], "messages[0].x: a bytes is not JSON"),
+        ([Message("a", "", extra={"content": "x"})], "messages[0].extra: 'content' has a field of its own; pass it as"),
+        ([{"role": "a", "x": {1}}], "messages[0].x: a set is not JSON"),
+        (
+            [{"role": "a", "tool_calls": [{"function": {"name": "f", "x": {1}}}]}],
+            "messages[0].tool_calls[0].function.x",
+        ),
         (
             [{"role": "a", "tool_calls": [{"id": "1", "type": 5, "function": {"name": "f", "arguments": ""}}]}],
             "messages[0].tool_calls[0].type: 5 is not text",
@@ -435,6 +449,161 @@ def test_what_is_no_prompt(prompt: Any, says: str) -> None:
     with pytest.raises(InvalidRequestError) as raised:
         ChatRequest(prompt)
     assert str(raised.value).startswith(says)
+
+
+KEYS = {
+    "reasoning_content": "hm",
+    "reasoning": "hm",
+    "reasoning_details": [{"type": "reasoning.text", "text": None}],
+    "annotations": [],
+    "audio": {"id": "a", "expires_at": 5, "data": "", "transcript": "Hi"},
+    "images": [{"type": "image_url", "image_url": {"url": "data:,"}}],
+    "tool_plan": "first f",
+    "citations": ["https://example.com"],
+    "extra_content": {"google": {"thought_signature": "abc"}},
+    "extra": {"a": 1},
+    "prefix": True,
+    "cache_control": {"type": "ephemeral"},
+    "thinking_blocks": [],
+    "provider_specific_fields": {"a": [None]},
+}
+"""What messages of real servers have beside what has a field."""
+
+
+@pytest.mark.parametrize("role", [{"role": "assistant"}, {"role": "user", "content": "Hi"}], ids=["bare", "whole"])
+@pytest.mark.parametrize("key", KEYS)
+def test_an_unknown_key_goes_along(key: str, role: dict[str, object]) -> None:
+    value = KEYS[key]
+    (message,) = ChatRequest([role | {key: value}]).messages
+    assert message.extra == {key: frozen(value)}
+    assert ChatRequest([Message("assistant", extra={key: value})]).messages[0].extra == message.extra
+    assert ChatRequest([role | {key: None}]).messages[0].extra == {}
+    call: dict[str, Any] = {"name": "f", "arguments": "", key: value}
+    request = ChatRequest([role | {"tool_calls": [{"id": "1", "function": call, key: value}], "function_call": call}])
+    (message,) = request.messages
+    assert message.tool_calls is not None
+    assert message.function_call is not None
+    calls: list[Any] = [message.tool_calls[0], message.tool_calls[0].function, message.function_call]
+    assert [call.extra for call in calls] == [{key: frozen(value)}] * 3
+    assert ChatRequest([message]).messages == request.messages
+
+
+def test_extra_fields_are_copied() -> None:
+    inner: dict[str, Any] = {"a": [1]}
+    call = ToolCall(FunctionCall("f", "{}", extra={"x": inner}), "1", extra={"x": inner})
+    request = ChatRequest([Message("assistant", tool_calls=(call,), extra={"x": inner}), {"role": "a", "x": inner}])
+    kept = repr(request.messages)
+    inner["a"].append(2)
+    assert repr(request.messages) == kept
+
+
+@pytest.mark.parametrize(
+    ("keys", "wrong", "meant"),
+    [
+        ({"contents": "Hi"}, "contents", "content"),
+        ({"contnet": "Hi"}, "contnet", "content"),
+        ({"Content": "Hi"}, "Content", "content"),
+        ({"text": "Hi"}, "text", "content"),
+        ({"content": "Hi", "tool_call": []}, "tool_call", "tool_calls"),
+        ({"content": "Hi", "toolCallId": "1"}, "toolCallId", "tool_call_id"),
+        ({"content": "Hi", "functioncall": {}}, "functioncall", "function_call"),
+        ({"content": "Hi", "audio": None, "refusals": "No"}, "refusals", "refusal"),
+    ],
+)
+def test_a_misspelt_key(keys: dict[str, object], wrong: str, meant: str) -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        ChatRequest([{"role": "user", **keys}])
+    assert str(raised.value) == f"messages[0]: unknown key {wrong!r}; did you mean {meant!r}?"
+
+
+def test_a_misspelt_key_of_a_call() -> None:
+    for function, wrong, meant in (
+        ({"name": "f", "args": "{}"}, "args", "arguments"),
+        ({"name": "f", "argument": "{}"}, "argument", "arguments"),
+    ):
+        with pytest.raises(InvalidRequestError) as raised:
+            ChatRequest([{"role": "assistant", "function_call": function}])
+        assert str(raised.value) == f"messages[0].function_call: unknown key {wrong!r}; did you mean {meant!r}?"
+    with pytest.raises(InvalidRequestError, match=r"tool_calls\[0\]: unknown key 'functions'; did you mean 'function'"):
+        ChatRequest([{"role": "assistant", "tool_calls": [{"id": "1", "functions": {}}]}])
+
+
+def test_a_key_like_one_that_is_there_goes_along() -> None:
+    (message,) = ChatRequest([{"role": "user", "content": "Hi", "contents": "Ho", "text": "Hu"}]).messages
+    assert message.extra == {"contents": "Ho", "text": "Hu"}
+
+
+def test_what_is_extra_in_a_chunk_but_not_in_a_message() -> None:
+    """As the name that some servers send with each chunk."""
+    call = ToolCall(FunctionCall("f"), extra={"index": 0, "id": "1", "a": 1})
+    message = Message("assistant", "Hi", tool_calls=(call,), extra={"name": "bob", "a": 1, "extra": 2, "refusal": None})
+    made = ToolCall(FunctionCall("f"), "1", extra={"a": 1})
+    assert ChatRequest([message]).messages == (
+        Message("assistant", "Hi", "bob", tool_calls=(made,), extra={"a": 1, "extra": 2}),
+    )
+    assert message.extra == {"name": "bob", "a": 1, "extra": 2, "refusal": None}
+    with pytest.raises(InvalidRequestError, match=r"messages\[0\].name: 5 is not text"):
+        ChatRequest([Message("user", "Hi", extra={"name": 5})])
+
+
+def test_an_extra_field_does_not_contradict_a_field() -> None:
+    for message in (
+        Message("user", "Hi", extra={"content": "Ho"}),
+        Message("user", "Hi", "bob", extra={"name": "bill"}),
+        Message("assistant", tool_calls=(ToolCall(FunctionCall("f"), "1", extra={"id": "2"}),)),
+        Message("assistant", function_call=FunctionCall("f", extra={"arguments": "{}"})),
+    ):
+        with pytest.raises(InvalidRequestError, match=r"extra: '\w+' has a field of its own; pass it as \w+=…"):
+            ChatRequest([message])
+
+
+def test_strings_among_parts_are_text() -> None:
+    picture: dict[str, object] = {"type": "image_url", "image_url": {"url": "data:,"}}
+    expected = ({"type": "text", "text": "What is this?"}, picture)
+    contents: list[Sequence[str | Mapping[str, object]]] = [["What is this?", picture], ("What is this?", picture)]
+    for content in contents:
+        message = Message("user", content)
+        assert message.content == expected
+        assert message.text == "What is this?"
+        assert ChatRequest([message]).messages[0].content == expected
+        assert ChatRequest([{"role": "user", "content": content}]).messages[0].content == expected
+    changed = Message("user")
+    changed.content = ["What is this?", picture]  # type: ignore[assignment]  # it is made parts when it is asked
+    assert ChatRequest([changed]).messages[0].content == expected
+    assert Message("user", []).content == ()
+
+
+def test_calls_as_servers_send_them() -> None:
+    (message,) = ChatRequest(
+        [
+            {
+                "role": "assistant",
+                "content": None,
+                "function_call": {"name": "f", "arguments": None},
+                "tool_calls": [
+                    {"index": 0, "id": None, "type": None, "function": {"name": "f", "arguments": {"é": [1, None]}}},
+                    {"id": "", "function": {"name": "g"}},
+                    {"id": "1", "type": "custom", "custom": {"name": "h", "input": "x"}},
+                ],
+            }
+        ]
+    ).messages
+    assert message == Message(
+        "assistant",
+        function_call=FunctionCall("f"),
+        tool_calls=(
+            ToolCall(FunctionCall("f", '{"é":[1,null]}')),
+            ToolCall(FunctionCall("g"), ""),
+            ToolCall(FunctionCall(), "1", "custom", extra={"custom": {"name": "h", "input": "x"}}),
+        ),
+    )
+    with pytest.raises(InvalidRequestError, match=r"arguments\.a: nan is not JSON"):
+        ChatRequest([{"role": "a", "function_call": {"name": "f", "arguments": {"a": math.nan}}}])
+    nones: list[object] = [[], (), None]
+    for none in nones:
+        prompt = [{"role": "assistant", "content": "Hi", "tool_calls": none, "function_call": None}]
+        assert ChatRequest(prompt).messages == (Message("assistant", "Hi"),)
+    assert ChatRequest([Message("assistant", "Hi", tool_calls=())]).messages == (Message("assistant", "Hi"),)
 
 
 @pytest.mark.parametrize("where", ["prompt", "user", "stop", "function_call", "extra_body", "n", "temperature"])
@@ -495,7 +664,7 @@ def test_a_request_is_frozen() -> None:
 
 
 def test_a_message_that_changes_later_does_not_change_the_request() -> None:
-    message = Message("user", [{"type": "text", "text": "Hi"}])  # type: ignore[arg-type]  # callers may pass lists
+    message = Message("user", [{"type": "text", "text": "Hi"}])
     request = ChatRequest([message])
     message.role = "system"
     message.content[0]["text"] = "Ho"  # type: ignore[index]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import openai
 import pytest
 from openai import AsyncOpenAI
 
+from piapi_async import Client
 from piapi_async.testing import LocalServer, Status, StreamError
 
 pytestmark = pytest.mark.anyio
@@ -118,6 +119,32 @@ async def test_tools_there_and_back(sdk: AsyncOpenAI) -> None:
     said: Any = [*WEATHER, message.to_dict(), result]
     completion = await sdk.chat.completions.create(model="gpt-4o-mini", messages=said, tools=[TOOL])
     assert completion.choices[0].message.content == "According to get_weather, degrees is 21."
+
+
+async def test_what_the_sdk_dumps_is_a_message_of_ours(sdk: AsyncOpenAI, server: LocalServer) -> None:
+    plain = await sdk.chat.completions.create(model="gpt-4o-mini", messages=QUESTION)
+    called = await sdk.chat.completions.create(model="gpt-4o-mini", messages=WEATHER, tools=[TOOL])
+    legacy = await sdk.chat.completions.create(model="gpt-4o-mini", messages=WEATHER, functions=[FUNCTION])
+    said, call, function = (each.choices[0].message.model_dump() for each in (plain, called, legacy))
+    (tool_call,) = call["tool_calls"]
+    conversation: list[Mapping[str, object]] = [
+        *QUESTION,
+        said | {"annotations": []},
+        *WEATHER,
+        call,
+        {"role": "tool", "tool_call_id": tool_call["id"], "content": '{"degrees": 21}'},
+        function,
+        {"role": "function", "name": "get_weather", "content": "rain"},
+        *QUESTION,
+    ]
+    async with Client(server.api_key, base_url=server.base_url, model="gpt-4o-mini") as client:
+        assert (await client.complete(conversation)).text
+    body = server.requests[-1].body
+    assert isinstance(body, dict)
+    sent = body["messages"]
+    assert sent[1] == {"role": "assistant", "content": said["content"], "annotations": []}
+    assert sent[3] == {"role": "assistant", "content": None, "tool_calls": [tool_call]}
+    assert sent[5] == {"role": "assistant", "content": None, "function_call": function["function_call"]}
 
 
 async def test_models(sdk: AsyncOpenAI) -> None:

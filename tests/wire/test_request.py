@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import json
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from typing import Any
 
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from piapi_async import ChatRequest, FunctionCall, InvalidRequestError, Message, ToolCall
 from piapi_async.wire import (
@@ -156,6 +159,123 @@ def test_an_answer_is_sent_back() -> None:
 def test_content_may_be_parts() -> None:
     parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
     assert messages_sent({"role": "user", "content": parts}) == [{"role": "user", "content": parts}]
+
+
+def test_every_field_of_a_message_is_sent() -> None:
+    """Each alone, as the encoder has a shorter way for messages of role and content."""
+    values: dict[str, Any] = {
+        "content": "Hi",
+        "name": "bob",
+        "function_call": FunctionCall("f", "{}"),
+        "tool_calls": (ToolCall(FunctionCall("f", "{}"), "1"),),
+        "tool_call_id": "1",
+        "refusal": "No",
+        "extra": {"a": None, "b": {"c": None}},
+    }
+    assert {field.name for field in attrs.fields(Message)} == {"role", *values}
+    call = {"name": "f", "arguments": "{}"}
+    said = values | {
+        "function_call": call,
+        "tool_calls": [{"function": call, "id": "1", "type": "function"}],
+    }
+    for name, value in values.items():
+        expected = {"b": {"c": None}} if name == "extra" else {name: said[name]}
+        assert messages_sent(Message("a", **{name: value})) == [{"role": "a", "content": None} | expected]
+
+
+def test_a_call_of_another_type_is_sent_back() -> None:
+    call = {"id": "1", "type": "custom", "custom": {"name": "f", "input": "x"}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    assert messages_sent(message) == [message]
+    made = ToolCall(id="1", type="custom", extra={"custom": call["custom"]})
+    assert messages_sent(Message("assistant", tool_calls=(made,))) == [message]
+    mixed = ToolCall(FunctionCall("f"), "1", "another")
+    (sent,) = messages_sent(Message("assistant", tool_calls=(mixed,)))
+    assert sent["tool_calls"] == [{"function": {"name": "f", "arguments": ""}, "id": "1", "type": "another"}]
+
+
+TEXT = st.text(max_size=5)
+JSON_VALUE = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+EXTRA = st.dictionaries(
+    st.sampled_from(["reasoning_content", "audio", "annotations", "images", "extra", "tool_plan", "é", ""]), JSON_VALUE
+)
+FUNCTION_CALL = st.builds(
+    lambda extra, name, arguments: {**extra, "name": name, "arguments": arguments}, EXTRA, TEXT, TEXT
+)
+TOOL_CALLS = st.lists(
+    st.builds(lambda extra, call: {**extra, "type": "function", "function": call}, EXTRA, FUNCTION_CALL),
+    min_size=1,
+    max_size=3,
+).map(lambda calls: [call | {"id": f"call-{i}"} for i, call in enumerate(calls)])
+RAW_MESSAGE = st.builds(
+    lambda extra, fields: {**extra, "role": "assistant", "content": None, **fields},
+    EXTRA,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "content": TEXT | st.none() | st.lists(st.dictionaries(TEXT, JSON_VALUE, max_size=3), max_size=3),
+            "refusal": TEXT | st.none(),
+            "function_call": FUNCTION_CALL | st.none(),
+            "tool_calls": TOOL_CALLS | st.none(),
+        },
+    ),
+)
+
+
+def without_nulls(message: dict[str, Any]) -> dict[str, Any]:
+    """A message, and its calls, without nulls, but for the content's."""
+    kept = {name: value for name, value in message.items() if value is not None or name == "content"}
+    for name in ("function_call", "function"):
+        if name in kept:
+            kept[name] = without_nulls(kept[name])
+    if "tool_calls" in kept:
+        kept["tool_calls"] = [without_nulls(call) for call in kept["tool_calls"]]
+    return kept
+
+
+@given(message=RAW_MESSAGE)
+def test_property_what_came_goes_back(message: dict[str, Any]) -> None:
+    before = copy.deepcopy(message)
+    assert messages_sent(message) == [without_nulls(message)]
+    assert message == before
+    (checked,) = ChatRequest([message]).messages
+    assert messages_sent(checked) == [without_nulls(message)]
+
+
+def test_what_is_as_in_raw_is_as_in_the_answer() -> None:
+    """Whether a caller sends back the message, or what it was made of."""
+    call = {"index": 0, "id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}, "extra_content": 1}
+    answer = decode_completion(
+        completion(
+            {
+                "role": "assistant",
+                "content": None,
+                "refusal": "No",
+                "reasoning_content": "hm",
+                "annotations": [],
+                "audio": None,
+                "tool_calls": [call],
+            }
+        )
+    )
+    raw: Any = answer.raw["choices"]
+    (sent_back,) = messages_sent(raw[0]["message"])
+    assert sent_back == {
+        "role": "assistant",
+        "content": None,
+        "refusal": "No",
+        "reasoning_content": "hm",
+        "annotations": [],
+        "tool_calls": [{name: value for name, value in call.items() if name != "index"}],
+    }
 
 
 class Text(str):
