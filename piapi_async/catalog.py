@@ -104,6 +104,8 @@ class ModelInfo:
         minimum_charge: US dollars that one completion call costs at least, whatever its `n`.
         plan: The lowest plan that may use it, one of `PLANS`.
         system_role: Whether messages may have the role `system`.
+        stream_only: Whether it answers by stream only: then `Client.complete` asks it by stream. The provider's page
+            says so of no model.
         share: This price as a part of the vendor's own (0.75 is a quarter off), `None` if unknown.
         vendor: Whose model it is, `None` if unknown.
         max_output_tokens: The most tokens one choice can have, `None` if unknown. Not on the provider's page: from
@@ -121,6 +123,7 @@ class ModelInfo:
     minimum_charge: Decimal = field(default=Decimal(0), converter=_decimal, validator=_check_amount, kw_only=True)
     plan: str = field(default="free", validator=_check_plan, kw_only=True)
     system_role: bool = field(default=True, kw_only=True)
+    stream_only: bool = field(default=False, kw_only=True)
     share: Decimal | None = field(default=None, converter=_optional_decimal, validator=_check_share, kw_only=True)
     vendor: str | None = field(default=None, kw_only=True)
     max_output_tokens: int | None = field(default=None, kw_only=True)

@@ -285,7 +285,7 @@ _WAITS: Mapping[Timer, str] = {
     "pool": "no place at the gate of {host} within {seconds:g} s; raise Limits(concurrency=…) or send less at once",
     "first_event": "no event came from {host} within {seconds:g} s; raise Timeout(first_event=…), or use a backup",
     "progress": "nothing more came from {host} for {seconds:g} s; raise Timeout(progress=…), or use a backup",
-    "total": "no whole answer came from {host} within {seconds:g} s; raise Timeout(total=…), or stream the answer",
+    "total": "no whole answer came from {host} within {seconds:g} s; raise Timeout(total=…), or ask by stream",
     "deadline": "the call's deadline of {seconds:g} s passed while waiting for {host}; raise deadline=…",
 }
 
@@ -305,6 +305,7 @@ class RetryRule:
         throttled: Whether the provider said that it is overloaded.
         out_of_credit: Whether the provider is of no use for a while, as its credit is used up.
         wait: Seconds to wait at least before it is asked again.
+        by_stream: Whether it must be asked by stream then.
     """
 
     retries: int = 0
@@ -313,6 +314,7 @@ class RetryRule:
     throttled: bool = False
     out_of_credit: bool = False
     wait: float = 0.0
+    by_stream: bool = False
 
 
 _ALWAYS = 1_000
@@ -365,17 +367,26 @@ _BY_STATUS: Mapping[int, RetryRule] = {
 }
 
 
-def retry_rule(error: APIError, *, failover_on_auth: bool = False, should_retry: bool | None = None) -> RetryRule:
+_GATEWAY_TIMEOUTS = (504, 524)
+"""Statuses of a gateway that had no patience left: a stream, which begins at once, is not cut off so."""
+
+
+def retry_rule(
+    error: APIError, *, failover_on_auth: bool = False, should_retry: bool | None = None, may_switch: bool = False
+) -> RetryRule:
     """Say what may follow an error. The table is that of the project's list of faults.
 
     Args:
         error: What ended the attempt.
         failover_on_auth: As in `Retry`.
         should_retry: The answer's `x-should-retry` header: False wins over all, True adds a retry.
+        may_switch: Whether the next try may be by stream where this one was not.
     """
     rule = _rule_of(error, failover_on_auth=failover_on_auth)
     if should_retry is False:
         return attrs.evolve(rule, retries=0)
+    if may_switch and isinstance(error, APIStatusError) and error.status_code in _GATEWAY_TIMEOUTS:
+        return attrs.evolve(rule, retries=_ALWAYS, by_stream=True)
     if should_retry and not rule.retries:
         return attrs.evolve(rule, retries=_ALWAYS)
     return rule

@@ -15,6 +15,7 @@ import attrs
 
 from piapi_async.billing import Account
 from piapi_async.breaker import Breaker
+from piapi_async.catalog import CATALOG
 from piapi_async.errors import AllProvidersFailedError, APIError
 from piapi_async.gate import Gate
 from piapi_async.models import Attempt, ChatRequest
@@ -71,6 +72,7 @@ class Upstream:
         retry_budget: Retries that it may get now; first attempts refill it.
         off_until: Until when it is left alone, as its credit is used up.
         accounts: By the caller's name of the model.
+        has_stream_only: Whether any of its models may answer by stream only; else no call needs to look its own up.
         starts: How long the last plain answers took, and how long the last streams took to begin, in seconds.
     """
 
@@ -79,6 +81,7 @@ class Upstream:
     retry_budget: float
     off_until: float = -NEVER
     accounts: dict[str, Account] = attrs.field(factory=dict[str, Account])
+    has_stream_only: bool = False
     starts: tuple[deque[float], deque[float]] = attrs.field(
         factory=lambda: (deque[float](maxlen=SAMPLES), deque[float](maxlen=SAMPLES))
     )
@@ -90,7 +93,8 @@ class Upstream:
         keys = [
             UpstreamKey(endpoint, Gate(provider.name, bounds, rng), health, rng) for endpoint in provider.endpoints()
         ]
-        return cls(provider, keys, retry.budget)
+        has_stream_only = any(info.stream_only for info in (*CATALOG.values(), *provider.prices.values()))
+        return cls(provider, keys, retry.budget, has_stream_only=has_stream_only)
 
     def healthy_key(self, model: str, now: float, max_pause: float = NEVER) -> UpstreamKey | None:
         """The least loaded key that is healthy and not paused for longer than that; None if none is."""
@@ -154,6 +158,9 @@ class Call:
         failures: By provider, in the order in which they failed last.
         worst: What an attempt may cost at most, in picodollars; None without a budget.
         tokens: What it may use, for `Limits.tokens_per_minute`; 0 where no gate counts tokens.
+        via_stream: Whether a call for the whole answer asks by stream; None: as the model needs it. It becomes True
+            when a gateway's timeout makes the call ask so.
+        live: Whether the caller gets the answer as it comes, and so part of one that breaks off.
         restart: Whether a stream that breaks off after its first text begins anew.
         on_send: What the caller wants to be called right before each request.
         begun: Attempts begun, without resends after a stale connection.
@@ -174,6 +181,8 @@ class Call:
     failures: dict[Upstream, Failure]
     worst: int | None = None
     tokens: int = 0
+    via_stream: bool | None = None
+    live: bool = False
     restart: bool = False
     on_send: Callable[[], object] | None = None
     begun: int = 0
@@ -188,6 +197,11 @@ class Call:
         """The providers that have not failed for this call."""
         return [upstream for upstream in self.upstreams if upstream not in self.failures]
 
+    @property
+    def may_switch(self) -> bool:
+        """Whether it may ask by stream after a plain try: nobody said how to ask, and no backup can take over."""
+        return self.via_stream is None and len(self.upstreams) == 1
+
 
 @attrs.define(eq=False, repr=False, slots=False)
 class Route:
@@ -199,6 +213,7 @@ class Route:
         wait: Seconds to wait first.
         retry: Whether it is a retry, which takes one from the provider's retry budget.
         panic: Whether no provider is healthy.
+        by_stream: Whether the call asks by stream from now on.
     """
 
     upstream: Upstream
@@ -206,6 +221,7 @@ class Route:
     wait: float = 0.0
     retry: bool = False
     panic: bool = False
+    by_stream: bool = False
 
 
 class Router:
@@ -316,7 +332,7 @@ class Router:
             wait = 0.0  # the callers of an overloaded provider all wait at its gate
             if not failure.rule.throttled:
                 wait = max(failure.rule.wait, self._retry.backoff(call.begun - 1, self._rng))
-            return Route(upstream, key, wait, retry=True)
+            return Route(upstream, key, wait, retry=True, by_stream=failure.rule.by_stream)
         return None
 
     def _too_late(self, call: Call, error: APIError) -> APIError:

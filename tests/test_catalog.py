@@ -112,6 +112,10 @@ def test_a_name_that_ends_in_a_star_is_a_pattern() -> None:
     assert not MINE.is_pattern
 
 
+def test_the_page_says_of_no_model_that_it_answers_by_stream_only() -> None:
+    assert [name for name, info in CATALOG.items() if info.stream_only] == []
+
+
 # --- cost ---
 
 

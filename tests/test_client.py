@@ -517,7 +517,10 @@ def test_help_tells_of_every_parameter() -> None:
         (PROMPT, {"deadline": 0}, InvalidRequestError, "deadline"),
         (PROMPT, {"deadline": "1"}, InvalidRequestError, "deadline"),
         (3, {}, InvalidRequestError, "prompt"),
-        (ChatRequest(PROMPT, stream=True), {}, InvalidRequestError, "client.stream"),
+        (ChatRequest(PROMPT, stream=True), {}, InvalidRequestError, "client.stream.*via_stream=True"),
+        (ChatRequest(PROMPT, stream=True), {"via_stream": False}, InvalidRequestError, "client.stream"),
+        (PROMPT, {"via_stream": "yes"}, InvalidRequestError, "via_stream: this str .* True, False or None"),
+        (PROMPT, {"via_stream": 1}, InvalidRequestError, "via_stream: this int .* True, False or None"),
         (PROMPT, {"temprature": 1}, TypeError, "'temperature'"),
         (PROMPT, {"stream": True}, TypeError, "client.stream"),
         (PROMPT, {"timeout": 5}, TypeError, "'timeout' .* 'deadline'"),
@@ -738,6 +741,74 @@ async def test_a_request_for_no_stream_may_be_streamed(server: LocalServer, clie
     assert server.requests[-1].body["stream"] is True
 
 
+# -- a whole answer by stream ------------------------------------------------------------------------------------------
+
+ALL = ModelInfo("gpt-4o-all", "1", "1", stream_only=True)
+GPTS = ModelInfo("gpt-4-gizmo-*", "1", "1", stream_only=True)
+
+
+def last_text(messages: Any) -> str:
+    return f"echo: {messages[-1]['content']}"
+
+
+def by_stream_only(number: int, body: Any) -> Status | None:
+    return None if body.get("stream") else Status(400)
+
+
+@pytest.fixture
+async def streaming() -> AsyncIterator[tuple[LocalServer, Client]]:
+    """A server that refuses what is not asked by stream, and a client that knows which models need that."""
+    async with LocalServer(models=["gpt-4o-all"], faults=by_stream_only, answer=last_text) as server:
+        prices = {info.model: info for info in (ALL, GPTS)}
+        async with Client(server.api_key, base_url=server.base_url, model="gpt-4o-all", prices=prices) as client:
+            yield server, client
+
+
+async def test_complete_via_stream(server: LocalServer, client: Client) -> None:
+    plain = await client.complete(PROMPT)
+    streamed = await client.complete(PROMPT, via_stream=True)
+    assert (streamed.text, streamed.finish_reason, streamed.model) == (plain.text, "stop", plain.model)
+    assert (plain.cost_estimated, streamed.cost_estimated) == (False, True)  # no token counts in this stream
+    assert [request.body.get("stream") for request in server.requests] == [None, True]
+    assert [request.headers["Accept"] for request in server.requests][1] == "text/event-stream"
+    assert plain.attempts[0].time_to_first_token is None
+    assert streamed.attempts[0].time_to_first_token is not None
+    assert (await client.complete(ChatRequest(PROMPT, stream=True), via_stream=True)).text == plain.text
+
+
+@pytest.mark.parametrize("model", ["gpt-4o-all", "gpt-4-gizmo-g-gFt1ghYJl"])
+async def test_a_model_that_answers_by_stream_only(streaming: tuple[LocalServer, Client], model: str) -> None:
+    server, client = streaming
+    assert (await client.complete("Hi!", model=model)).text == "echo: Hi!"
+    assert (await client.complete("Hi!", model=model, via_stream=True)).text == "echo: Hi!"
+    with pytest.raises(APIStatusError):
+        await client.complete("Hi!", model=model, via_stream=False)
+    with pytest.raises(APIStatusError):
+        await client.complete("Hi!", model="gpt-4o")
+    assert [request.body.get("stream") for request in server.requests] == [True, True, None, None]
+
+
+async def test_map_asks_such_a_model_by_stream(streaming: tuple[LocalServer, Client]) -> None:
+    _, client = streaming
+    async with client.map(["a", "b"], ordered=True) as results:
+        found = [result async for result in results]
+    assert [result.unwrap().text for result in found] == ["echo: a", "echo: b"]
+    request = found[0].request
+    assert isinstance(request, ChatRequest)
+    assert (await client.complete(request)).text == "echo: a"  # it can be asked again as it is
+
+
+async def test_one_more_try_by_stream_after_a_gateways_timeout(server: LocalServer, client: Client) -> None:
+    server.faults = [Status(524)]
+    answer = await client.complete("Hi!", max_tokens=100)
+    assert (answer.finish_reason, [each.status for each in answer.attempts]) == ("stop", [524, 200])
+    plain, streamed = server.requests
+    assert streamed.body == {**plain.body, "stream": True}
+    assert plain.headers["Idempotency-Key"] == streamed.headers["Idempotency-Key"]
+    assert client.ledger.unknown > 0
+    assert client.ledger.spent == answer.cost
+
+
 async def test_tokens_per_minute_are_settled_to_what_was_used(server: LocalServer) -> None:
     limits = Limits(tokens_per_minute=1000)  # 100 at once, then 15 a second
     async with Client(server.api_key, base_url=server.base_url, model="gpt-4o", limits=limits) as client:
@@ -899,3 +970,8 @@ async def test_a_tokenizer_that_returns_no_count(server: LocalServer, tokens: An
 async def test_a_keyword_of_another_call(client: Client, name: str, meant: str) -> None:
     with pytest.raises(TypeError, match=f"'{name}' is no parameter; the nearest one is '{meant}"):
         await client.complete("x", **{name: 1})  # type: ignore[arg-type]  # that is the point
+
+
+async def test_a_stream_is_asked_by_stream_anyway(client: Client) -> None:
+    with pytest.raises(TypeError, match=r"'via_stream' is no parameter; the nearest one is 'complete\(via_stream="):
+        client.stream("x", via_stream=True)  # type: ignore[call-arg]  # that is the point

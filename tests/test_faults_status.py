@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ from tests.wires import (
     failure,
     ok,
     quiet,  # noqa: F401  # a fixture of every test here
+    read,
     sse,
     sse_cut,
 )
@@ -311,6 +313,13 @@ async def test_E4_credit_used_up(how: Any, name: str) -> None:
     await goes_over(QUOTA[name], how)
 
 
+@BOTH
+async def test_E4_credit_used_up_in_a_resellers_words(how: Any) -> None:
+    for status, code in ((403, "insufficient_user_quota"), (429, "1113"), (400, "Arrearage")):
+        await wants(refusal(status, code=code), InsufficientQuotaError, status=status, code=code, sick=False, how=how)
+        await stays(refusal(status, code=code), how)
+
+
 async def test_E4_the_provider_is_left_alone_for_ten_minutes(clock: Clock) -> None:
     async with pair(refusal(402), ok(), backed=True) as seen:
         for calls, seconds in ((1, 290), (2, 290), (3, 30)):
@@ -343,6 +352,26 @@ async def test_E6_challenge_page(how: Any, clock: Clock) -> None:
         assert seen.asked == (2, 0)  # once, after 5 s
         await too_late(how(seen.client, deadline=4))
         assert seen.asked == (3, 0)
+
+
+@BOTH
+async def test_E6_the_page_of_a_web_server(how: Any) -> None:
+    for status, cls in ((401, AuthenticationError), (403, PermissionDeniedError), (413, RequestTooLargeError)):
+        answer = http_response(status, b"<html><title>nginx says no</title></html>", HTML)
+        error, _ = await wants(answer, cls, status=status, sick=False, how=how)
+        assert ": a web page;" in str(error)
+        assert "nginx" not in str(error)
+        await goes_nowhere(answer, how)
+    _, key = await wants(page(429), RateLimitError, status=429, sick=False, how=how)
+    assert key.bound < 256
+
+
+@BOTH
+async def test_E7_no_such_path(how: Any) -> None:
+    for answer in (page(404), http_response(404, b"404 page not found", {"Content-Type": "text/plain"})):
+        error, _ = await wants(answer, NotFoundError, status=404, sick=False, how=how)
+        assert "; check the base URL; it usually ends in /v1." in str(error)
+        await goes_nowhere(answer, how)
 
 
 @BOTH
@@ -505,11 +534,28 @@ async def test_E18_edge(how: Any, status: int) -> None:
 async def test_E19_524(how: Any) -> None:
     answer = page(524)
     await wants(answer, InternalServerError, status=524, kind="edge", sick=True, billed=True, how=how)
-    await stays(answer, how)
     await goes_over(answer, how)
     async with pair(answer, good(how), backed=True, second=[refusal(503), good(how)]) as seen:
         assert (await how(seen.client)).provider == "backup"
         assert seen.asked == (1, 2)  # not the same provider again, even when the other one fails
+
+
+@pytest.mark.parametrize("status", [504, 524])
+async def test_E19_one_more_try_by_stream(status: int) -> None:
+    async with pair(page(status), good(read)) as seen:
+        answer = await ask(seen.client, max_tokens=10)
+        assert (answer.text, [each.status for each in answer.attempts]) == ("Hello!", [status, 200])
+        plain, streamed = (json.loads(request.partition(b"\r\n\r\n")[2]) for request in seen.primary.requests)
+        assert streamed == {**plain, "stream": True}
+        assert seen.client.ledger.unknown > 0  # the first bill
+
+
+async def test_E19_no_other_try() -> None:
+    await stays(page(524), read)  # which was by stream
+    await stays(page(524), partial(ask, via_stream=False))
+    async with pair(page(524)) as seen:
+        error = await failure(ask(seen.client))
+        assert (error.maybe_billed, seen.asked) == (True, (2, 0))
 
 
 @BOTH
@@ -858,6 +904,8 @@ async def test_F6_http_to_another_machine() -> None:
         ("https:///v1", "no host"),
         ("https://api.example.com:port", "not a URL"),
         ("https://[::1", "not a URL"),
+        ("https://api.example.com/v1/chat/completions", "it ends in /chat/completions, which the client adds itself"),
+        ("https://api.example.com/v1/chat/completions/", "pass what stands before it"),
         (b"https://api.example.com", "bytes"),
     ],
 )

@@ -235,7 +235,7 @@ def seen(error: APIError, **options: Any) -> str:
     """A rule in short: how often again, whether elsewhere, and what it says of the provider."""
     rule = retry_rule(error, **options)
     again = "always" if rule.retries > 100 else str(rule.retries)
-    flags = [name for name in ("unhealthy", "throttled", "out_of_credit") if getattr(rule, name)]
+    flags = [name for name in ("unhealthy", "throttled", "out_of_credit", "by_stream") if getattr(rule, name)]
     return " ".join([again, rule.failover, *flags])
 
 
@@ -307,6 +307,21 @@ def test_x_should_retry() -> None:
     assert seen(error_from_response(421, b""), should_retry=True) == "1 no"
     assert seen(error_from_response(503, b""), should_retry=None) == "always yes unhealthy"
     assert retry_rule(APIError("")) == RetryRule()
+
+
+@pytest.mark.parametrize("status", [504, 524])
+def test_a_gateways_timeout_is_worth_a_try_by_stream(status: int) -> None:
+    error = error_from_response(status, b"")
+    assert seen(error, may_switch=True) == "always yes unhealthy by_stream"
+    assert seen(error, may_switch=True, should_retry=True) == "always yes unhealthy by_stream"
+    assert seen(error, may_switch=True, should_retry=False) == "0 yes unhealthy"
+
+
+def test_what_a_stream_does_not_mend() -> None:
+    errors = [error_from_response(status, b"") for status in (400, 408, 500, 502, 503, 520, 522, 529)]
+    errors += [APITimeoutError("", kind="total"), APIConnectionError("", kind="reset")]
+    for error in errors:
+        assert retry_rule(error, may_switch=True) == retry_rule(error)
 
 
 # -- at the edges ------------------------------------------------------------------------------------------------------

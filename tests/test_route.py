@@ -105,7 +105,7 @@ def fail(
     error.provider = upstream.provider.name
     before = call.failures.pop(upstream, None)
     times = 1 if before is None else before.times + 1
-    rule = retry_rule(error, should_retry=should_retry)
+    rule = retry_rule(error, should_retry=should_retry, may_switch=call.may_switch)
     call.failures[upstream] = Failure(error, rule, times, upstream.keys[0], NOW - latency)
     call.attempts.append(Attempt(error.provider, "…0001", code, error.kind, 0.0, latency))
     error.attempts = tuple(call.attempts)
@@ -364,9 +364,9 @@ def test_deciding_changes_nothing() -> None:
 def test_an_edge_page_waits_five_seconds() -> None:
     world = make("one")
     call = world.call()
-    fail(call, world.one, error_from_response(403, b"<html>"))
+    fail(call, world.one, error_from_response(403, b"<html>Just a moment"))
     assert after(world, call).wait == 5
-    error = fail(call, world.one, error_from_response(403, b"<html>"))
+    error = fail(call, world.one, error_from_response(403, b"<html>Just a moment"))
     assert ends(world, call) is error
 
 
@@ -407,6 +407,41 @@ def test_a_retry_goes_where_it_failed_last_or_else_before() -> None:
         fail(call, world.one)
         fail(call, world.two, code)
         assert name(after(world, call)) == found
+
+
+@pytest.mark.parametrize("code", [504, 524])
+def test_a_gateways_timeout_without_a_backup_is_asked_again_by_stream(code: int) -> None:
+    world = make("one")
+    call = world.call()
+    fail(call, world.one)
+    assert not after(world, call).by_stream
+    fail(call, world.one, code)
+    route = after(world, call)
+    assert (route.retry, route.by_stream) == (True, True)
+    assert (call.via_stream, call.may_switch) == (None, True)  # it decides, and changes nothing
+    call.via_stream = True  # as dispatch notes
+    assert not call.may_switch
+
+
+@pytest.mark.parametrize("via_stream", [False, True])
+def test_a_call_that_was_told_how_to_ask_does_not_switch(via_stream: bool) -> None:
+    world = make("one")
+    call = world.call()
+    call.via_stream = via_stream
+    error = fail(call, world.one, 524)
+    assert ends(world, call) is error
+
+
+def test_a_gateways_timeout_with_a_backup_goes_there() -> None:
+    world = make("one", "two")
+    call = world.call()
+    fail(call, world.one, 524)
+    route = after(world, call)
+    assert (name(route), route.by_stream) == ("two", False)
+    error = fail(call, world.two, 524)
+    final = ends(world, call)
+    assert isinstance(final, AllProvidersFailedError)
+    assert error in final.errors
 
 
 def test_a_short_pause_is_worth_the_wait() -> None:

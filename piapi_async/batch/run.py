@@ -64,7 +64,8 @@ async def run_batch(
         model: The model of rows that name none; by default the client's.
         concurrency: Most rows in flight at once; by default the client's limit. At most twice as many are read ahead.
         deadline: Seconds for the run. Rows that are not done by then stay pending.
-        stream: Whether to stream the answers, which tells how soon they begin.
+        stream: Whether to ask for all answers by stream, which tells how soon they begin, as `via_stream=True` of
+            `Client.complete` does; otherwise only rows that say `"stream": true`, and those that need it.
         retry_failed: Whether to ask again what failed in earlier runs.
         stop_after: Failures of one kind in a row that stop the run, and are not recorded; None to go on regardless.
         ending: Set it to end the run: nothing more is sent, and requests in flight get `grace` seconds to come in.
@@ -116,7 +117,7 @@ class _Run:
         checkpoint: The files.
         client: The client that asks.
         progress: Called with the status.
-        stream: Whether to stream the answers.
+        stream: Whether to ask for all answers by stream.
         stop_after: Failures of one kind in a row that stop the run; None for no limit.
 
     Attributes:
@@ -300,10 +301,8 @@ class _Run:
         left = self._deadline - anyio.current_time()
         deadline = max(left, 1e-3) if left < float("inf") else None
         on_send = partial(self._recorder.sent, flight)
-        if not self._stream and not flight.row.fields.get("stream"):
-            return await self._client.complete(request, deadline=deadline, on_send=on_send)
-        async with self._client.stream(request, deadline=deadline, on_send=on_send) as stream:
-            return await stream.completion()
+        via_stream = True if self._stream or flight.row.fields.get("stream") else None
+        return await self._client.complete(request, deadline=deadline, via_stream=via_stream, on_send=on_send)
 
     def _failed(self, flight: Flight, error: Exception) -> None:
         """Record a failure. If the run ends here or has ended, the row stays pending instead."""

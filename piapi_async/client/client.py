@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias, Unpack
 
 from piapi_async.billing import Billing, Quote
 from piapi_async.catalog import ModelInfo, allows
-from piapi_async.client.options import check_types, make_request, one_prompt, read_api_key, read_deadline
+from piapi_async.client.options import (
+    check_types,
+    make_request,
+    one_prompt,
+    read_api_key,
+    read_deadline,
+    read_via_stream,
+)
 from piapi_async.dispatch import Dispatcher
 from piapi_async.errors import ConfigurationError, InvalidRequestError, PiAPIError
 from piapi_async.ledger import Books, Ledger, read_budget
@@ -234,6 +241,7 @@ class Client:
         messages: Prompt | None = None,
         model: str | None = None,
         deadline: float | None = None,
+        via_stream: bool | None = None,
         on_send: Callable[[], object] | None = None,
         **params: Unpack[ChatParams],
     ) -> ChatCompletion:
@@ -242,11 +250,22 @@ class Client:
             completion = await client.complete("Why is the sky blue?", max_tokens=200)
             print(completion.text, completion.cost)
 
+        Gateways cut off an answer that has not begun after about 100 seconds. One that may take longer is asked for by
+        stream, which begins at once, and still comes whole:
+
+            completion = await client.complete("Write a novella.", via_stream=True)
+
         Args:
             prompt: A text (one user message), messages, or a whole `ChatRequest`.
             messages: The same by another name.
             model: Name of the model; without it the request's, else the client's.
             deadline: Seconds for everything: waiting at the gate, retries, the answer.
+            via_stream: Whether to ask by stream, for answers that take more than 100 seconds: `Timeout.first_event` and
+                `Timeout.progress` bound the wait then, and `Timeout.total` does not. A stream that breaks off is a
+                failed attempt like any other. Its cost is an estimate where the stream has no token counts (see
+                `stream_usage`). False: never. None: for models that answer by stream only
+                (`ModelInfo.stream_only`), and for one more try after a gateway's timeout (504 or 524) where there is
+                no backup; the first try may have been billed, and counts in `ledger.unknown`.
             on_send: Called right before each request goes out, for callers who keep a journal.
             params: The parameters of the API, each None for not given:
 
@@ -278,11 +297,13 @@ class Client:
             BudgetExceededError: The call may cost more than the budget has left; nothing was sent.
             APIError: No whole answer came.
         """
-        call = self._prepare(prompt, messages, model, deadline, params)
+        call = self._prepare(prompt, messages, model, deadline, params, stream=via_stream is True)
         del prompt, messages, params
         if isinstance(call, Exception):
             raise call
         call.on_send = on_send
+        if via_stream is not None:
+            call.via_stream = read_via_stream(via_stream)
         return await self._dispatcher.complete(call)
 
     def stream(

@@ -61,7 +61,9 @@ def make_request(
 def _changed(request: ChatRequest, model: str | None, params: ChatParams, *, stream: bool) -> ChatRequest:
     """A request that the caller made, with what the call says beside it."""
     if request.stream and not stream:
-        raise InvalidRequestError("stream: complete() does not stream; use client.stream()")
+        raise InvalidRequestError(
+            "stream: complete() does not stream; use client.stream(), or complete(via_stream=True) for the whole answer"
+        )
     changes: dict[str, Any] = {name: value for name, value in params.items() if value is not None}
     if model != request.model:
         changes["model"] = model
@@ -80,6 +82,17 @@ def read_deadline(now: float, seconds: object) -> Deadline:
     if number is None or not number > 0:
         raise InvalidRequestError("deadline: it is not a number above 0; pass seconds, or None")
     return Deadline(now + number, "deadline", number)
+
+
+def read_via_stream(via_stream: object) -> bool | None:
+    """Return whether a call for the whole answer asks by stream.
+
+    Raises:
+        InvalidRequestError: It is something else.
+    """
+    if via_stream is None or isinstance(via_stream, bool):
+        return via_stream
+    raise InvalidRequestError(f"via_stream: this {type(via_stream).__name__} does not fit; pass True, False or None")
 
 
 def read_api_key(api_key: object) -> tuple[Secret, ...] | ConfigurationError:

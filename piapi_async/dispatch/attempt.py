@@ -13,6 +13,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import attrs
+
 from piapi_async.billing import Account
 from piapi_async.breaker import Breaker
 from piapi_async.errors import APIConnectionError, APIError, APIStatusError, NotFoundError
@@ -49,6 +51,7 @@ class AttemptInFlight:
         call: What it belongs to.
         upstream: The provider, once it is entered.
         key: Which of its keys.
+        by_stream: Whether it asks by stream, once it is entered.
         first_event: Seconds from its begin to the first event of a stream, once that came.
         completion: The whole answer, once it is there; leaving fills in what it cost and how it was got.
 
@@ -63,6 +66,7 @@ class AttemptInFlight:
 
     def __init__(self, dispatcher: Dispatcher, call: Call) -> None:
         self.call = call
+        self.by_stream = False
         self.first_event: float | None = None
         self._dispatcher = dispatcher
         self._reserved: int | None = None
@@ -92,6 +96,7 @@ class AttemptInFlight:
         if call.failures:
             route = dispatcher.router.after_failure(call, now)
             route.upstream.retry_budget -= route.retry
+            call.via_stream = route.by_stream or call.via_stream
             if route.wait:
                 await asyncio.sleep(route.wait)
                 now = dispatcher.clock()
@@ -169,6 +174,9 @@ class AttemptInFlight:
         self.upstream, self.key, self._began = upstream, route.key, now
         self._breaker = route.key.breaker(call.model)
         self._probe = not self._breaker.closed and self._breaker.start(now)
+        self.by_stream = call.request.stream or call.via_stream is True
+        if call.via_stream is None and upstream.has_stream_only and not self.by_stream:
+            self.by_stream = self._dispatcher.billing.is_stream_only(upstream.provider, call.model)
         call.begun += 1
         retry = self._dispatcher.retry
         if upstream.retry_budget < retry.budget and upstream not in call.failures:
@@ -178,18 +186,28 @@ class AttemptInFlight:
 
     async def complete(self) -> ChatCompletion:
         """Ask, and return the whole answer."""
+        if self.by_stream:
+            await self.open_stream()
+            return await self.read_stream()
         timeout = self._dispatcher.timeout
         deadline = self.call.deadline.or_within(self._began, "total", timeout.total, timeout.progress)
         exchange = await self._send(deadline)
         body = await exchange.read_all(deadline)
-        return self._accept(decode_completion(body, asked=self.call.model, secrets=self.upstream.provider.api_key))
+        return self._accept(self._decode(body))
+
+    def _decode(self, body: bytes) -> ChatCompletion:
+        call = self.call
+        return decode_completion(
+            body, asked=call.model, choices=call.request.n or 1, secrets=self.upstream.provider.api_key
+        )
 
     async def open_stream(self) -> list[ChatCompletionChunk]:
         """Ask for a stream, and return the chunks that have been read of it: none yet; `batches` has them all."""
         call, dispatcher = self.call, self._dispatcher
+        self.by_stream = True
         deadline = call.deadline.or_within(self._began, "first_event", dispatcher.timeout.first_event_of(call.model))
         exchange = await self._send(deadline)
-        self._builder = AnswerBuilder()
+        self._builder = AnswerBuilder(call.request.n or 1)
         self._batches = read_chunks(
             exchange,
             self._builder,
@@ -217,18 +235,25 @@ class AttemptInFlight:
             self._proved = True
             self._breaker.record(now, True, True, self._began)
 
-    def finish_stream(self) -> None:
+    async def read_stream(self) -> ChatCompletion:
+        """Read an open stream to its end, and return the whole answer."""
+        async for _ in self.batches:
+            if self.first_event is None:
+                self.note_first_event()
+        return self.finish_stream()
+
+    def finish_stream(self) -> ChatCompletion:
         """Make the whole answer of a stream that has ended well; leaving fills in the rest."""
         assert self._exchange is not None  # noqa: S101  # open_stream has set both
         assert self._builder is not None  # noqa: S101
         self._exchange.finish()
-        self._accept(self._builder.build(self.call.model))
+        return self._accept(self._builder.build(self.call.model))
 
     def _accept(self, completion: ChatCompletion) -> ChatCompletion:
         """Count the tokens of a good answer. The caller's tokenizer may raise, so this comes before leaving."""
         usage, billing = completion.usage, self._dispatcher.billing
         if usage is not None:
-            self._tokens = usage.prompt_tokens, usage.completion_tokens
+            self._tokens = usage.prompt_tokens, usage.output_tokens
         else:
             answers = (choice.message for choice in completion.choices)
             self._tokens = billing.estimate(self.call.request.messages), billing.estimate(answers)
@@ -237,14 +262,16 @@ class AttemptInFlight:
 
     async def _send(self, deadline: Deadline) -> Exchange:
         """Send the request; once more, on a new connection, when a kept one turns out to be closed."""
-        call, provider = self.call, self.upstream.provider
-        body = encode_request(call.request, provider.name_of(call.model), include_usage=provider.stream_usage)
+        call, provider, request = self.call, self.upstream.provider, self.call.request
+        if self.by_stream and not request.stream:
+            request = attrs.evolve(request, stream=True)
+        body = encode_request(request, provider.name_of(call.model), include_usage=provider.stream_usage)
         exchange = None
         while exchange is None:
             if call.on_send is not None:
                 call.on_send()
             call.sent += 1
-            headers = request_headers(call.idempotency_key, call.sent, stream=call.request.stream)
+            headers = request_headers(call.idempotency_key, call.sent, stream=self.by_stream)
             try:
                 exchange = await self._dispatcher.transport.send(
                     self.key.endpoint, body, headers, deadline, on_sent=self._note_sent, fresh=call.fresh
@@ -344,9 +371,11 @@ class AttemptInFlight:
             error,
             failover_on_auth=self._dispatcher.retry.failover_on_auth,
             should_retry=read_should_retry(headers),
+            may_switch=call.may_switch and not self.by_stream,
         )
         if self._builder is not None:
-            error.partial, error.committed = self._builder.text, self._builder.has_content
+            error.partial = error.partial or self._builder.text
+            error.committed = call.live and self._builder.has_content
             error.maybe_billed = error.maybe_billed or self._builder.begun
         error.maybe_billed = error.maybe_billed and self._sent
         self._settle(billed=error.maybe_billed)

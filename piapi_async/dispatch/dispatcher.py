@@ -15,7 +15,7 @@ from piapi_async.models import ChatCompletion
 from piapi_async.policy import Retry, Timeout
 from piapi_async.pool import Transport
 from piapi_async.route import Call, Router, Upstream
-from piapi_async.stream import Restarted, StreamItem
+from piapi_async.stream import StreamItem
 
 if TYPE_CHECKING:
     from piapi_async.dispatch.hedge import HedgedAttempt
@@ -67,10 +67,13 @@ class Dispatcher:
 
     async def stream(self, call: Call) -> AsyncGenerator[StreamItem, None]:
         """The same for a stream: another provider takes over silently until text has been handed out."""
+        call.live = True
         while True:
             async with self._attempt(call) as attempt:
                 first = await attempt.open_stream()
                 if call.interrupted is not None:
+                    from piapi_async.stream.events import Restarted  # deferred: few streams restart
+
                     yield Restarted(call.interrupted)
                     call.interrupted = None
                 yield first

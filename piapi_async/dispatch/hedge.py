@@ -62,7 +62,10 @@ class HedgedAttempt:
                 task.cancel()
 
     async def complete(self) -> ChatCompletion:
-        """Ask, and return the first whole answer."""
+        """Ask, and return the first whole answer, or of streams the whole one that begins first."""
+        if self.leader.by_stream:
+            await self.open_stream()
+            return await self.leader.read_stream()
         answers: dict[AttemptInFlight, ChatCompletion] = {}
 
         async def ask(attempt: AttemptInFlight) -> None:
@@ -115,7 +118,7 @@ class HedgedAttempt:
     def _delay(self, first: AttemptInFlight) -> float | None:
         """How long the first attempt may take before a second one begins; None for no second one."""
         self._dispatcher.hedgeable += 1
-        return None if self._route() is None else first.upstream.slow_start(stream=self._call.request.stream)
+        return None if self._route() is None else first.upstream.slow_start(stream=first.by_stream)
 
     def _enter_second(self) -> AttemptInFlight | None:
         """Begin a second attempt, if that needs no wait and the budget has room for it."""

@@ -129,6 +129,7 @@ _MEANT = {
     "concurrency": "map(concurrency=…)",
     "ordered": "map(ordered=…)",
     "on_interrupt": "stream(on_interrupt=…)",
+    "via_stream": "complete(via_stream=…)",
     "system": "messages",
 }
 """What the OpenAI SDK and others call it, or what belongs to another call → what it is here."""

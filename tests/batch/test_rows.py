@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from piapi_async import BatchError, Message
+from piapi_async import BatchError, Message, Retry
 from piapi_async.batch import MAX_LINE
 from piapi_async.batch.records import read_notes
-from piapi_async.testing import LocalServer, Stall
+from piapi_async.catalog import ModelInfo
+from piapi_async.testing import Cut, LocalServer, Stall
 from tests.batch.runs import MODEL, content_of, ended, records, refused, run, text, write
 
 pytestmark = pytest.mark.anyio
@@ -209,3 +210,18 @@ async def test_streamed_rows(server: LocalServer, tmp_path: Path, out: Path) -> 
     await run(server, source, everything, stream=True)
     assert all(note.first_token for note in read_notes(everything))
     assert {text(record) for record in records(everything).values()} == {"echo: a", "echo: b"}
+
+
+async def test_rows_of_a_model_that_answers_by_stream_only(server: LocalServer, out: Path) -> None:
+    prices = {MODEL: ModelInfo(MODEL, "1", "1", stream_only=True)}
+    status = await run(server, ["a", {"prompt": "b", "stream": False}], out, options={"prices": prices})
+    assert (status.done, status.failed) == (2, 0)
+    assert [request.body["stream"] for request in server.requests] == [True, True]
+    assert all(note.first_token for note in read_notes(out))
+
+
+async def test_a_streamed_row_that_breaks_off_is_asked_again(server: LocalServer, out: Path) -> None:
+    server.faults = [Cut(after=1)]
+    status = await run(server, ["a"], out, stream=True, options={"retry": Retry(2, base=0)})
+    assert (status.done, status.failed, len(server.requests)) == (1, 0, 2)
+    assert text(records(out)["row-1"]) == "echo: a"

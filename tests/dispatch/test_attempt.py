@@ -488,7 +488,7 @@ async def test_the_timers(timer: str, answer: Answer, stream: bool, seconds: flo
 
 async def test_a_stream_that_breaks_off_has_told_its_text() -> None:
     world = make({"one": [Answer([chunk("Hel")])]}, health=SICK_AT_ONCE, budget=5 * WORST)
-    call = world.call(stream=True)
+    call = world.call(stream=True, live=True)
     error = await attempt_stream(world, call)
     assert isinstance(error, StreamTruncatedError)
     assert (error.partial, error.committed, error.maybe_billed) == ("Hel", True, True)

@@ -18,7 +18,6 @@ from piapi_async import (
     APIConnectionError,
     BudgetExceededError,
     ChatCompletion,
-    ChatCompletionChunk,
     ChatRequest,
     Client,
     Health,
@@ -26,6 +25,7 @@ from piapi_async import (
     Provider,
     Restarted,
     Retry,
+    Text,
 )
 from piapi_async.catalog import ModelInfo
 from piapi_async.ledger import Books
@@ -415,7 +415,7 @@ async def read_text(client: Client, how: str) -> tuple[str, str]:
         elif how == "chunks":
             text = "".join([each.text async for each in stream.chunks()])
         else:
-            text = "".join([each.text async for each in stream.events() if isinstance(each, ChatCompletionChunk)])
+            text = "".join([each.text async for each in stream.events() if isinstance(each, Text)])
         return text, (await stream.completion()).text
 
 
