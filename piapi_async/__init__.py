@@ -46,12 +46,14 @@ from piapi_async.models import (
 from piapi_async.policy import Health, Limits, Retry, Timeout
 from piapi_async.provider import Provider
 from piapi_async.sse import ServerSentEvent, SSEDecoder
-from piapi_async.stream import ChatStream, Restarted
+from piapi_async.stream import ChatStream
 
 if TYPE_CHECKING:
     from piapi_async.batch import BatchStatus, quote_batch, run_batch
+    from piapi_async.client.image import image
     from piapi_async.dispatch.statistics import KeyStatistics, Statistics
     from piapi_async.fanout import Result, Results
+    from piapi_async.stream import CallDelta, Reasoning, Restarted, Text
 
     __version__: str
 else:  # out of the sight of type checkers, for whom any name would be there
@@ -64,10 +66,14 @@ else:  # out of the sight of type checkers, for whom any name would be there
             return version("piapi-async")
         if name in ("Result", "Results"):
             from piapi_async import fanout as module
+        elif name in ("CallDelta", "Reasoning", "Restarted", "Text"):
+            from piapi_async import stream as module
         elif name in ("KeyStatistics", "Statistics"):
             from piapi_async.dispatch import statistics as module
         elif name in ("BatchStatus", "quote_batch", "run_batch"):
             from piapi_async import batch as module
+        elif name == "image":
+            from piapi_async.client import image as module
         else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(module, name)
@@ -85,6 +91,7 @@ __all__ = [
     "BatchError",
     "BatchStatus",
     "BudgetExceededError",
+    "CallDelta",
     "ChatCompletion",
     "ChatCompletionChunk",
     "ChatParams",
@@ -109,6 +116,7 @@ __all__ = [
     "Provider",
     "Quote",
     "RateLimitError",
+    "Reasoning",
     "Restarted",
     "Result",
     "Results",
@@ -117,11 +125,13 @@ __all__ = [
     "ServerSentEvent",
     "Statistics",
     "StreamTruncatedError",
+    "Text",
     "Timeout",
     "ToolCall",
     "Transport",
     "Usage",
     "__version__",
+    "image",
     "quote_batch",
     "run_batch",
 ]

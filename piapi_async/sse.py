@@ -15,6 +15,9 @@ from piapi_async.errors import StreamTooLargeError
 
 __all__ = ["SSEDecoder", "ServerSentEvent"]
 
+MAX_EVENT_BYTES = 16 << 20
+"""Most bytes that an event's data may have (16 MiB, as for a plain answer: a picture in base64 is one event; ours)."""
+
 _BOM = b"\xef\xbb\xbf"
 _PIECE = 1 << 16
 """Bytes looked at at once: all lines of a large chunk, split at one time, take many times its memory (ours)."""
@@ -46,8 +49,7 @@ class SSEDecoder:
 
     Args:
         max_event_bytes: Most bytes that an event's data may have, and any other line. Lines in progress count too, so
-            an endless line can't fill the memory. The default, 16 MiB, is ours, as for a plain answer: a picture in
-            base64 is one event.
+            an endless line can't fill the memory.
     """
 
     __slots__ = (
@@ -64,7 +66,7 @@ class SSEDecoder:
         "reconnection_time",
     )
 
-    def __init__(self, max_event_bytes: int = 16 << 20) -> None:
+    def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         if max_event_bytes < 1:
             raise ValueError(f"max_event_bytes: {max_event_bytes} is not a size; pass 1 or more")
         self._max = max_event_bytes
@@ -107,6 +109,17 @@ class SSEDecoder:
         else:
             for start in range(0, len(chunk), _PIECE):
                 self._feed(chunk[start : start + _PIECE], events)
+
+    def unended(self) -> ServerSentEvent | None:
+        """Return the event that the end of the bytes left without its blank line; None if there is none.
+
+        The WHATWG rules drop it, so `feed` never returns it. Call this when no more bytes come.
+        """
+        line, self._line = bytes(self._line), b""
+        events: list[ServerSentEvent] = []
+        self._take([line] if line else [], events)
+        self._dispatch(events)
+        return events[0] if events else None
 
     def _feed(self, chunk: bytes, events: list[ServerSentEvent]) -> None:
         if chunk and self._after_cr:

@@ -28,7 +28,6 @@ from piapi_async import (
     APITimeoutError,
     BudgetExceededError,
     ChatCompletion,
-    ChatCompletionChunk,
     Client,
     Health,
     Limits,
@@ -37,6 +36,7 @@ from piapi_async import (
     Restarted,
     Retry,
     StreamTruncatedError,
+    Text,
     Timeout,
 )
 from piapi_async.catalog import ModelInfo
@@ -240,7 +240,7 @@ async def test_I10_restart_after_partial_text() -> None:
                     assert (event.error.partial, text) == ("Hel", "Hel")
                     text = ""
                 else:
-                    assert isinstance(event, ChatCompletionChunk)
+                    assert isinstance(event, Text)
                     text += event.text
             whole = await stream.completion()
         assert text == whole.text == "Hello!"

@@ -50,9 +50,11 @@ ORDER = (
 """A module imports only from those before it. `from piapi_async import Client` imports `__init__`."""
 
 DEFERRED = {
+    "pool": {"pool"},  # content encodings: it asks for none, so few answers have one
+    "stream": {"stream"},  # the classes of events, which few programs ask for
     "client": {"fanout"},  # it brings anyio along, which who never fans out need not load
-    "__init__": {"batch", "dispatch", "fanout"},  # the same, SQLite, and the statistics, which few programs ask for
-    "dispatch": {"dispatch"},  # the statistics again, and hedges, which few programs want
+    "__init__": {"batch", "client", "dispatch", "fanout", "stream"},  # the same, SQLite, and what few programs ask for
+    "dispatch": {"dispatch", "stream"},  # the statistics again, hedges, and restarts of a stream
     "__main__": {"cli"},  # it must start, and say so, where the extra `cli` is not installed
 }
 """Imports of our own inside functions, each with its reason; there are no others."""

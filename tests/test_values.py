@@ -18,6 +18,7 @@ import pytest
 import piapi_async
 from piapi_async import (
     BatchStatus,
+    CallDelta,
     ChatCompletion,
     ChatCompletionChunk,
     ChatRequest,
@@ -28,6 +29,7 @@ from piapi_async import (
     Message,
     PiAPIError,
     Provider,
+    Reasoning,
     Restarted,
     Retry,
     SSEDecoder,
@@ -62,6 +64,7 @@ async def hand_out(tmp_path: Path) -> Any:
             async with client.stream("The weather in Oslo?", tools=tools, max_tokens=20) as stream:
                 yield [chunk async for chunk in stream.chunks()]
                 yield await stream.completion()
+            yield [Reasoning("Oslo is in Norway."), CallDelta("get_weather", "{}")]  # no local model thinks
             yield await client.complete("The first attempt fails.", max_tokens=20)
             async with client.stream("It breaks off.", on_interrupt="restart", max_tokens=20) as restarted:
                 yield [event async for event in restarted.events()]

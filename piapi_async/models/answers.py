@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import TypeAlias, cast
 
@@ -42,17 +42,6 @@ def parse_float(digits: str) -> float | str:
     """Read a number of JSON. Python makes 1e999 infinite, which JSON has no word for; it stays text."""
     value = float(digits)
     return digits if math.isinf(value) else value
-
-
-def extra_of(fields: Mapping[str, object], known: frozenset[str]) -> Raw:
-    """Return what has no field of its own, nulls left out."""
-    if fields.keys() <= known:  # as nearly always
-        return {}
-    return {name: value for name, value in fields.items() if name not in known and value is not None}
-
-
-CHUNK_KEYS = frozenset({"choices", "id", "object", "created", "model", "usage"})
-"""The keys of a chunk, and of a completion, that have fields."""
 
 
 def _parse_raw(text: str) -> Raw:
@@ -109,7 +98,7 @@ class Choice:
 class Delta:
     """What a chunk adds to a choice's message; its attributes are those of `Message`.
 
-    Where the content came as a list of parts, `content` is their text, and the parts are in `extra["content"]`.
+    Where the content came as a list of parts, `content` is their text, and `extra["content_parts"]` has the parts.
     """
 
     role: str | None = None
@@ -122,7 +111,7 @@ class Delta:
     @property
     def reasoning(self) -> str | None:
         """What is added to the reasoning."""
-        return reasoning_of(self.extra.get("content"), self.extra)
+        return reasoning_of(self.extra.get("content_parts"), self.extra)
 
 
 @attrs.define(slots=False)
@@ -148,6 +137,7 @@ class ChatCompletionChunk:
         model: The model that answers.
         usage: Token counts, in one chunk near the end, if asked for.
         data: The event's text, from which `raw` is read.
+        extra: What was sent beside these, nulls left out.
     """
 
     choices: tuple[ChunkChoice, ...] = ()
@@ -157,6 +147,7 @@ class ChatCompletionChunk:
     model: str | None = None
     usage: Usage | None = None
     data: str = attrs.field(default="{}", repr=False, eq=False)
+    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
 
     @property
     def text(self) -> str:
@@ -167,11 +158,6 @@ class ChatCompletionChunk:
     def raw(self) -> Raw:
         """The provider's JSON object, nothing dropped; parsed anew at each access."""
         return _parse_raw(self.data)
-
-    @property
-    def extra(self) -> Raw:
-        """What was sent beside the fields, nulls left out; read from `data` at each access."""
-        return extra_of(self.raw, CHUNK_KEYS)
 
 
 @attrs.define(slots=False)
@@ -282,8 +268,8 @@ class ChatCompletion:
 
 
 def _usage_as_sent(usage: Usage) -> Raw:
-    names = ("prompt_tokens", "completion_tokens", "total_tokens")
-    return {**{name: getattr(usage, name) for name in names}, **usage.extra}
+    counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+    return {**counts, "total_tokens": usage.total_tokens, **usage.extra}
 
 
 _MARKDOWN_IMAGE = r"!\[[^\]]*\]\(\s*<?([^\s)>]+)"

@@ -5,34 +5,46 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from typing import Literal, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import attrs
 import msgspec
 
-from piapi_async.errors import Secret
+from piapi_async.errors import APIResponseError, Secret, StreamTruncatedError
 from piapi_async.models import (
     ChatCompletion,
     ChatCompletionChunk,
     ChunkChoice,
     Delta,
     FunctionCall,
+    Message,
     ToolCall,
 )
 from piapi_async.sse import ServerSentEvent
 from piapi_async.wire.convert import ENGINE_ERRORS, converter, structure
 from piapi_async.wire.failure import error_object, raise_error_object, status_error
+from piapi_async.wire.indexes import ChoiceIndexes
 from piapi_async.wire.join import AnswerBuilder
-from piapi_async.wire.parse import BLANK, JSON, SHALLOW, as_unicode, may_be_deep, parse_object
-from piapi_async.wire.repair import is_possible, repair
+from piapi_async.wire.parse import (
+    BLANK,
+    JSON,
+    SHALLOW,
+    TERMINATORS,
+    as_unicode,
+    malformed,
+    may_be_deep,
+    parse_values,
+)
+from piapi_async.wire.repair import is_possible, is_word, repair_chunk
 
-End: TypeAlias = Literal["end"]
+_TEXT = r'"(content|reasoning_content|reasoning)": ?"'
+"""The key of a text that grows, up to the text itself."""
 
-TERMINATORS = ("[done]", "[none]")
-"""What ends a stream, in lower case: OpenAI's word, and the one of PiAPI's page."""
+_PING = ("ping", "keepalive", "keep-alive", "heartbeat")
+"""What servers send as the data of an event, in lower case, to say that they are still there."""
 
-_CONTENT = r'"content": ?"'
-"""The key of a text, up to the text itself."""
+_NOT_AS_IT_IS = frozenset({"message", "text", "usage", "error"})
+"""Keys of a choice that mean that something stands where it is not looked for."""
 
 _decode_text = msgspec.json.Decoder(str).decode
 
@@ -50,24 +62,24 @@ class _Frame:
     before: str
     behind: str
     length: int  # of both together
-    index: int
-    header: tuple[str | None, str | None, int | None, str | None]  # id, object, created, model
+    like: ChatCompletionChunk  # a copy of the first one that has it, as a caller may change what was handed out
+    field: str  # that the text is of
     texts: list[str]  # where the builder gathers them
 
     @classmethod
     def around(cls, chunk: ChatCompletionChunk, builder: AnswerBuilder) -> _Frame | None:
         """Find the frame of a chunk; None if it brings more than a text."""
-        found = re.search(_CONTENT, chunk.data)
-        if found is None or len(chunk.choices) != 1 or chunk.usage is not None:
+        found = [match for match in re.finditer(_TEXT, chunk.data) if chunk.data[match.end() :][:1] != '"']
+        if len(found) != 1 or len(chunk.choices) != 1 or chunk.usage is not None:
             return None
-        choice = chunk.choices[0]
-        before, (text, quote, tail) = chunk.data[: found.end()], chunk.data[found.end() :].partition('"')
-        if re.search(_CONTENT, tail) or choice != ChunkChoice(choice.index, Delta(content=text)):
+        choice, field = chunk.choices[0], found[0][1]
+        before, (text, quote, tail) = chunk.data[: found[0].end()], chunk.data[found[0].end() :].partition('"')
+        if choice != ChunkChoice(choice.index, _delta(field, text, choice.delta), extra=choice.extra):
             return None
         behind = quote + tail
-        header = chunk.id, chunk.object, chunk.created, chunk.model
-        length = len(before) + len(behind)
-        return cls(before, behind, length, choice.index, header, builder.texts_of(choice.index))
+        texts = builder.texts_of(choice.index, field)
+        like = attrs.evolve(chunk, choices=(attrs.evolve(choice, delta=attrs.evolve(choice.delta)),))
+        return cls(before, behind, len(before) + len(behind), like, field, texts)
 
     def decode(self, data: str) -> ChatCompletionChunk | None:
         """Decode a chunk that has this frame, and add its text to the answer; None if it has another, or is wrong."""
@@ -78,28 +90,41 @@ class _Frame:
             text = _decode_text(f'"{text}"')
         except ENGINE_ERRORS:
             return None
-        self.texts.append(text)
-        choice = ChunkChoice(self.index, Delta(None, text))
-        return ChatCompletionChunk((choice,), *self.header, None, data)
+        if text:
+            self.texts.append(text)
+        like = self.like
+        choice = like.choices[0]
+        delta = _delta(self.field, text, choice.delta)
+        choices = (ChunkChoice(choice.index, delta, extra=dict(choice.extra)),)
+        return ChatCompletionChunk(
+            choices, like.id, like.object, like.created, like.model, None, data, extra=dict(like.extra)
+        )
+
+
+def _delta(field: str, text: str, like: Delta) -> Delta:
+    """A delta that brings one text; its role, and a content without text, are those of another one."""
+    return Delta(like.role, text) if field == "content" else Delta(like.role, like.content or None, extra={field: text})
 
 
 class ChunkDecoder:
     """Turns the events of one stream into chunks, and adds them to the answer that is being built.
 
-    It keeps two things between chunks: the first half of a surrogate pair, until its second half comes, so that every
-    string it hands out encodes to UTF-8; and the frame of the last text.
+    It keeps three things between chunks: the first half of a surrogate pair, until its second half comes, so that every
+    string it hands out encodes to UTF-8; the frame of the last text; and the second chunk, where its index may count
+    chunks.
 
     Args:
         builder: What the chunks are added to.
         secrets: Keys that must not appear in an error.
     """
 
-    __slots__ = ("_builder", "_frame", "_halves", "_secrets", "_structure")
+    __slots__ = ("_builder", "_frame", "_halves", "_indexes", "_secrets", "_structure")
 
     def __init__(self, builder: AnswerBuilder, secrets: Iterable[Secret] = ()) -> None:
         self._builder = builder
         self._secrets = secrets
         self._frame: _Frame | None = None
+        self._indexes = ChoiceIndexes() if builder.asked == 1 else None
         self._halves: dict[_Place, str] = {}
         self._structure = converter().get_structure_hook(ChatCompletionChunk)
 
@@ -121,15 +146,46 @@ class ChunkDecoder:
             frame = self._frame
             chunk = frame.decode(event.data) if frame is not None and event.event == "message" else None
             if chunk is None:
-                other = self._decode_as_it_comes(event) or self._decode_tolerantly(event)
-                if other is None:
+                chunk = self._decode_as_it_comes(event)
+                if chunk is None:
+                    if self._decode_tolerantly(event, chunks):
+                        return True
                     continue
-                if isinstance(other, str):  # "end"
-                    return True
-                chunk = other
-                self._builder.add(chunk)
-            chunks.append(chunk)
+                self._hand_out(chunk, chunks)
+                if self._indexes is None:
+                    self._frame = _Frame.around(chunk, self._builder)
+            else:
+                chunks.append(chunk)
         return False
+
+    def _hand_out(self, chunk: ChatCompletionChunk, chunks: list[ChatCompletionChunk]) -> None:
+        indexes = self._indexes
+        ready = [chunk] if indexes is None else indexes.place(chunk)
+        if indexes is not None and indexes.decided:
+            self._indexes = None
+        for each in ready:
+            self._builder.add(each)
+        chunks += ready
+
+    def decode_unended(self, event: ServerSentEvent | None, chunks: list[ChatCompletionChunk]) -> bool:
+        """Decode the event that the end of the bytes left unended, if it is whole all the same.
+
+        Args:
+            event: The event, or None.
+            chunks: As in `decode`.
+
+        Returns:
+            Whether it was a terminator.
+
+        Raises:
+            APIStatusError: It is an error object.
+        """
+        if event is None:
+            return False
+        try:
+            return self.decode([event], chunks)
+        except APIResponseError:  # it is cut off, or something else that the end of the stream tells more about
+            return False
 
     def _decode_as_it_comes(self, event: ServerSentEvent) -> ChatCompletionChunk | None:
         data = event.data
@@ -143,48 +199,101 @@ class ChunkDecoder:
         # Every field of a chunk may be missing, so one without choices and usage may be something else.
         if not chunk.choices and chunk.usage is None:
             return None
-        if chunk.usage is not None and not is_possible(chunk.usage):
-            chunk.usage = None
-        self._frame = _Frame.around(chunk, self._builder)
-        return chunk
+        return chunk if self._is_plain(chunk) else None
 
-    def flush(self) -> ChatCompletionChunk | None:
-        """Return what was held back when the stream has ended, as a last chunk, if anything was; it is added too."""
-        if not self._halves:
-            return None
-        choices = tuple(_replacement(*place) for place in self._halves)
-        self._halves = {}
-        chunk = ChatCompletionChunk(choices)
-        self._builder.add(chunk)
-        return chunk
+    def _is_plain(self, chunk: ChatCompletionChunk) -> bool:
+        """Whether a chunk is as the format has it, so that nothing has to be mended."""
+        if "x_groq" in chunk.extra or not (chunk.usage is None or is_possible(chunk.usage)):
+            return False
+        for choice in chunk.choices:
+            if choice.finish_reason is not None and not is_word(choice.finish_reason):
+                return False
+            if not _NOT_AS_IT_IS.isdisjoint(choice.extra):
+                return False
+        return True
 
-    def _decode_tolerantly(self, event: ServerSentEvent) -> ChatCompletionChunk | End | None:
+    def flush(self) -> list[ChatCompletionChunk]:
+        """Return what was held back when no more events come; it is added too."""
+        held: list[ChatCompletionChunk] = []
+        if self._indexes is not None and (chunk := self._indexes.release(ended=self._builder.has_ended(0))):
+            held.append(chunk)
+        if self._halves:
+            held.append(ChatCompletionChunk(tuple(_replacement(*place) for place in self._halves)))
+            self._halves = {}
+        for chunk in held:
+            self._builder.add(chunk)
+        return held
+
+    def _decode_tolerantly(self, event: ServerSentEvent, chunks: list[ChatCompletionChunk]) -> bool:
+        """Decode an event that may hold anything; say whether it holds a terminator."""
         self._frame = None
         data = event.data.strip(BLANK)
-        if data.lower() in TERMINATORS:
-            return "end"
-        if event.event == "error" and not data.startswith("{"):
+        while data.startswith("data:"):  # a framework has put the field's name there a second time
+            data = data[5:].strip(BLANK)
+        if data.strip('"').lower() in TERMINATORS:
+            return True
+        if event.event == "error" and not data.startswith(("{", "[")):
             raise status_error(500, {"message": data}, data, self._secrets)
-        if not data or event.event == "ping":
-            return None
-        fields = self._join_halves(parse_object(data, self._secrets))
+        if not data or event.event == "ping" or data.startswith(":") or data.lower() in _PING:
+            return False
+        for value in self._parse(data):
+            for item in cast("list[object]", value) if isinstance(value, list) else [value]:
+                if isinstance(item, dict):
+                    self._take(cast("JSON", item), event, chunks)
+                elif self._is_terminator(item, data):
+                    return True
+        return False
+
+    def _parse(self, data: str) -> list[object]:
+        try:
+            return parse_values(data, self._secrets)
+        except APIResponseError as error:
+            if error.kind != "truncated":
+                raise
+            text = str(error)
+        raise StreamTruncatedError(text, maybe_billed=True)
+
+    def _is_terminator(self, value: object, data: str) -> bool:
+        """Whether a value that is no object ends the stream; one that is neither nothing nor a number is refused."""
+        if not isinstance(value, str) or not value.strip():
+            return False
+        word = value.strip().lower()
+        if word not in TERMINATORS and word not in _PING:
+            raise malformed("it is a text", data, self._secrets, "not a completion")
+        return word in TERMINATORS
+
+    def _take(self, fields: JSON, event: ServerSentEvent, chunks: list[ChatCompletionChunk]) -> None:
+        """Decode an object of an event."""
         if event.event == "error" and error_object(fields) is None:
             fields = cast("JSON", {"error": fields})
-        raise_error_object(fields, self._secrets)
-        chunk = structure(repair(fields), ChatCompletionChunk, data, self._secrets)
+        raise_error_object(as_unicode(fields), self._secrets)
+        fields = self._join_halves(fields)
+        repaired = repair_chunk(fields)
+        if not repaired["choices"] and repaired["usage"] is None and "choices" not in fields:
+            return  # it says nothing
+        chunk = structure(repaired, ChatCompletionChunk, event.data, self._secrets)
         chunk.data = json.dumps(fields)
-        return chunk
+        self._drop_repeated(chunk, fields)
+        self._hand_out(chunk, chunks)
+
+    def _drop_repeated(self, chunk: ChatCompletionChunk, fields: JSON) -> None:
+        """Drop the text of a whole message that some servers send behind its own deltas."""
+        for choice, each in zip(chunk.choices, _dicts(fields.get("choices")), strict=False):
+            content = choice.delta.content
+            if not each.get("delta") and content and content == self._builder.text_of(choice.index):
+                choice.delta.content = None
 
     def _join_halves(self, fields: JSON) -> JSON:
         """Join the surrogate pairs that were cut between this chunk and those before it."""
         for position, choice in enumerate(_dicts(fields.get("choices"))):
             index = _index(choice, position)
-            for delta in _dicts([choice.get("delta")]):
-                self._join((index, "content", 0), delta, "content")
-                for call in _dicts([delta.get("function_call")]):
+            for delta in _dicts(choice.get("delta")):
+                for name in delta:
+                    self._join((index, name, 0), delta, name)
+                for call in _dicts(delta.get("function_call")):
                     self._join((index, "function_call", 0), call, "arguments")
                 for i, tool in enumerate(_dicts(delta.get("tool_calls"))):
-                    for call in _dicts([tool.get("function")]):
+                    for call in _dicts(tool.get("function")):
                         self._join((index, "tool_calls", _index(tool, i)), call, "arguments")
         return as_unicode(fields)
 
@@ -200,7 +309,7 @@ class ChunkDecoder:
 
 def _dicts(value: object) -> list[JSON]:
     if not isinstance(value, list):
-        return []
+        return [cast("JSON", value)] if isinstance(value, dict) else []
     return [cast("JSON", item) for item in cast("list[object]", value) if isinstance(item, dict)]
 
 
@@ -212,28 +321,21 @@ def _index(part: JSON, position: int) -> int:
 
 def _replacement(index: int, field: str, tool: int) -> ChunkChoice:
     call = FunctionCall(arguments="\ufffd")
-    delta = {
-        "content": Delta(content="\ufffd"),
-        "function_call": Delta(function_call=call),
-        "tool_calls": Delta(tool_calls=(ToolCall(call, index=tool),)),
-    }[field]
-    return ChunkChoice(index, delta)
+    if field == "function_call":
+        return ChunkChoice(index, Delta(function_call=call))
+    if field == "tool_calls":
+        return ChunkChoice(index, Delta(tool_calls=(ToolCall(call, index=tool),)))
+    if field == "content":
+        return ChunkChoice(index, Delta(content="\ufffd"))
+    if field == "refusal":
+        return ChunkChoice(index, Delta(refusal="\ufffd"))
+    return ChunkChoice(index, Delta(extra={field: "\ufffd"}))
 
 
 def as_chunk(completion: ChatCompletion) -> ChatCompletionChunk:
     """A whole completion, sent where a stream was asked for, as the only chunk of that stream."""
     choices = [
-        ChunkChoice(
-            choice.index,
-            Delta(
-                choice.message.role,
-                choice.message.text or None,
-                choice.message.function_call,
-                choice.message.tool_calls,
-            ),
-            choice.finish_reason,
-            choice.logprobs,
-        )
+        ChunkChoice(choice.index, _as_delta(choice.message), choice.finish_reason, choice.logprobs, extra=choice.extra)
         for choice in completion.choices
     ]
     return ChatCompletionChunk(
@@ -243,5 +345,18 @@ def as_chunk(completion: ChatCompletion) -> ChatCompletionChunk:
         completion.created,
         completion.model,
         completion.usage,
-        completion.body.decode("utf-8", "replace"),
+        completion.body.decode("utf-8", "replace") or json.dumps(completion.raw),
+        extra=completion.extra,
+    )
+
+
+def _as_delta(message: Message) -> Delta:
+    parts = {} if message.content is None or isinstance(message.content, str) else {"content_parts": message.content}
+    return Delta(
+        message.role,
+        message.text or None,
+        message.function_call,
+        message.tool_calls,
+        message.refusal,
+        extra={**message.extra, **parts},
     )

@@ -3,36 +3,60 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
 import msgspec
 
-from piapi_async.errors import Secret
-from piapi_async.models import ChatCompletion
+from piapi_async.errors import APIError, Secret
+from piapi_async.models import ChatCompletion, Choice
+from piapi_async.sse import ServerSentEvent, SSEDecoder
+from piapi_async.wire.chunks import ChunkDecoder
 from piapi_async.wire.convert import converter, structure
 from piapi_async.wire.failure import raise_error_object
-from piapi_async.wire.parse import JSON, as_unicode, malformed, may_be_deep, parse_object
-from piapi_async.wire.repair import is_possible, repair
+from piapi_async.wire.join import AnswerBuilder
+from piapi_async.wire.parse import BLANK, JSON, as_unicode, malformed, may_be_deep, parse_object, parse_values
+from piapi_async.wire.repair import is_possible, repair_completion
+
+_PLAIN_REASONS = frozenset({"stop", "length", "tool_calls", "function_call", "content_filter", None})
+"""The ends that OpenAI's page names. An answer with another word is looked at closely, as it may be no end."""
+
+_ODD = frozenset({"error", "usage"})
+"""Keys of a choice that mean that something stands where it is not looked for."""
+
+_EVENTS = r"(data|event|id|retry)?:"
+"""How an event stream begins."""
 
 
-def decode_completion(body: bytes, *, asked: str = "", secrets: Iterable[Secret] = ()) -> ChatCompletion:
+def decode_completion(
+    body: bytes, *, asked: str = "", choices: int = 1, secrets: Iterable[Secret] = ()
+) -> ChatCompletion:
     """Decode the body of an answer that was not streamed.
 
     Nearly every answer is good as it comes. One that is not is read again, by an engine that takes more, and repaired.
 
     Args:
-        body: The answer's bytes; its declared charset is ignored, as JSON is UTF-8.
+        body: The answer's bytes; its declared charset is ignored, as JSON is UTF-8. Some servers send the events of a
+            stream, asked or not: they are joined.
         asked: The model that was asked, for an answer that names none.
+        choices: How many were asked for.
         secrets: Keys that must not appear in an error.
 
     Raises:
         APIStatusError: The body is an error object; its child class is the one of the status that it stands for.
         APIResponseError: The body is no completion.
     """
-    completion = _decode_as_it_comes(body) or _decode_tolerantly(body, secrets)
-    if completion.usage is not None and not is_possible(completion.usage):
-        completion.usage = None
+    completion = _decode_as_it_comes(body)
+    if completion is None:
+        text = body.decode("utf-8", "replace")
+        if re.match(_EVENTS, text.lstrip(BLANK)):
+            decoder = SSEDecoder()
+            completion = _join(decoder.feed(body), decoder.unended(), choices, asked, secrets)
+        elif text.lstrip(BLANK)[:1] == "{" and len(parse_values(text, secrets)) > 1:  # an event a line
+            completion = _join([ServerSentEvent(text)], None, choices, asked, secrets)
+        else:
+            completion = _decode_tolerantly(text, secrets)
     completion.object = completion.object or "chat.completion"
     completion.model = completion.model or asked
     return completion
@@ -48,8 +72,25 @@ def _decode_as_it_comes(body: bytes) -> ChatCompletion | None:
         completion = _structure()(fields, ChatCompletion)
     except Exception:  # the hooks raise whatever a wrong type leads to; the tolerant way says what is wrong
         return None
+    if "x_groq" in completion.extra or not (completion.usage is None or is_possible(completion.usage)):
+        return None
+    if not _is_plain(completion.choices):
+        return None
     completion.body = body
     return completion
+
+
+def _is_plain(choices: Sequence[Choice]) -> bool:
+    """Whether choices are as the format has them, so that nothing has to be mended."""
+    for position, choice in enumerate(choices):
+        if choice.index != position and (choice.index < 0 or len(choices) > 1):
+            return False
+        if choice.finish_reason not in _PLAIN_REASONS or not _ODD.isdisjoint(choice.extra):
+            return False
+        for call in choice.message.tool_calls or ():
+            if not call.id:
+                return False
+    return True
 
 
 @cache
@@ -58,13 +99,13 @@ def _structure() -> Callable[[object, object], ChatCompletion]:
     return converter().get_structure_hook(ChatCompletion)
 
 
-def _decode_tolerantly(body: bytes, secrets: Iterable[Secret]) -> ChatCompletion:
-    fields = as_unicode(parse_object(body.decode("utf-8", "replace"), secrets))
+def _decode_tolerantly(body: str, secrets: Iterable[Secret]) -> ChatCompletion:
+    fields = as_unicode(parse_object(body, secrets))
     text = json.dumps(fields)
     raise_error_object(fields, secrets)
-    if not isinstance(fields.get("choices"), list) or not fields["choices"]:
+    repaired = repair_completion(fields)
+    if not isinstance(fields.get("choices"), (list, dict)) or not fields["choices"] or not repaired["choices"]:
         raise malformed("it has no choices", text, secrets, "not a completion")
-    repaired = repair(fields)
     defaults: JSON = {"id": "", "object": "", "created": 0, "model": ""}
     completion = structure(
         {**repaired, **{name: repaired.get(name) or default for name, default in defaults.items()}},
@@ -74,3 +115,19 @@ def _decode_tolerantly(body: bytes, secrets: Iterable[Secret]) -> ChatCompletion
     )
     completion.body = text.encode()
     return completion
+
+
+def _join(
+    events: list[ServerSentEvent], unended: ServerSentEvent | None, choices: int, asked: str, secrets: Iterable[Secret]
+) -> ChatCompletion:
+    """Join the events of a stream that nobody asked for."""
+    builder = AnswerBuilder(choices)
+    decoder = ChunkDecoder(builder, secrets)
+    try:
+        terminated = decoder.decode(events, []) or decoder.decode_unended(unended, [])
+        decoder.flush()
+        builder.check_end(terminated=terminated)
+    except APIError as error:
+        error.partial = builder.text
+        raise
+    return builder.build(asked)

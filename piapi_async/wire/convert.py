@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from types import NoneType, UnionType
@@ -14,13 +14,40 @@ import msgspec
 from cattrs.gen import make_dict_structure_fn, override
 
 from piapi_async.errors import Secret
-from piapi_async.models import ChatCompletion, ChatCompletionChunk, Content
+from piapi_async.models import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    ChunkChoice,
+    Content,
+    Delta,
+    FunctionCall,
+    Message,
+    ToolCall,
+    Usage,
+)
 from piapi_async.wire.parse import JSON, malformed
 
 T = TypeVar("T")
 
-OWN_FIELDS = ("cost", "cost_estimated", "provider", "attempts", "request_id", "body")
-"""Fields of a completion that the client fills in; whatever a provider sends under these names is not believed."""
+OWN_FIELDS = ("cost", "cost_estimated", "provider", "attempts", "request_id", "body", "data", "extra")
+"""Fields that the client fills in; whatever a provider sends under these names is not believed."""
+
+_PARTS: Mapping[type[attrs.AttrsInstance], tuple[str, ...]] = {
+    ChatCompletion: ("choices", "usage"),
+    Choice: ("message",),
+    Message: ("function_call", "tool_calls"),
+    ChatCompletionChunk: ("choices", "usage"),
+    ChunkChoice: ("delta",),
+    Delta: ("function_call", "tool_calls"),
+    ToolCall: ("function",),
+    FunctionCall: (),
+    Usage: (),
+}
+"""The classes of an answer, and which of their fields hold others."""
+_WHOLE = (ChatCompletion, ChatCompletionChunk)
+_KNOWN = {kind: frozenset((*attrs.fields_dict(kind), *(OWN_FIELDS if kind in _WHOLE else ()))) for kind in _PARTS}
+"""What is no `extra` of each: its fields, and what could be taken for the client's word."""
 
 ENGINE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 """What msgspec raises for bad input: syntax and types, bad UTF-8 and surrogates, too deep."""
@@ -48,8 +75,13 @@ def _expect(value: object, kind: type[T]) -> T:
     return value
 
 
+def _structure_fields(kind: Any, converter: cattrs.Converter) -> Callable[[Mapping[str, Any], Any], Any]:
+    own: dict[str, Any] = {name: override(omit=True) for name in OWN_FIELDS if name in attrs.fields_dict(kind)}
+    return make_dict_structure_fn(kind, converter, _cattrs_detailed_validation=converter.detailed_validation, **own)
+
+
 def _structure_object(kind: type[T], converter: cattrs.Converter) -> Callable[[object, object], T]:
-    structure = make_dict_structure_fn(kind, converter, _cattrs_detailed_validation=converter.detailed_validation)
+    structure = _structure_fields(kind, converter)
     return lambda value, _: structure(cast("JSON", value if type(value) is dict else _expect(value, dict)), kind)
 
 
@@ -86,31 +118,72 @@ def _structure_content(value: object, _: object) -> object:
 
 
 def _structure_completion(converter: cattrs.Converter) -> Callable[[object, object], ChatCompletion]:
-    own: dict[str, Any] = {name: override(omit=True) for name in OWN_FIELDS}
-    structure = make_dict_structure_fn(
-        ChatCompletion, converter, _cattrs_detailed_validation=converter.detailed_validation, **own
-    )
-    return lambda value, _: structure(cast("JSON", value), ChatCompletion)
+    structure = _structure_fields(ChatCompletion, converter)
+
+    def structure_completion(value: object, _: object) -> ChatCompletion:
+        completion: ChatCompletion = structure(cast("JSON", value), ChatCompletion)
+        _keep_extra(completion, cast("JSON", value))
+        return completion
+
+    return structure_completion
 
 
 def _structure_chunk(converter: cattrs.Converter) -> Callable[[object, object], ChatCompletionChunk]:
     """A chunk comes as text, which msgspec reads into the class at once; or as an object, after `repair`."""
-    structure = make_dict_structure_fn(
-        ChatCompletionChunk,
-        converter,
-        _cattrs_detailed_validation=converter.detailed_validation,
-        data=override(omit=True),
-    )
+    structure = _structure_fields(ChatCompletionChunk, converter)
     decode = msgspec.json.Decoder(ChatCompletionChunk).decode
 
     def structure_chunk(value: object, _: object) -> ChatCompletionChunk:
         if isinstance(value, str):
             chunk = decode(value)
             chunk.data = value  # whatever field of this name the text has
-            return chunk
-        return structure(cast("JSON", value), ChatCompletionChunk)
+            _keep_extra(chunk, msgspec.json.decode(value))
+        else:
+            chunk = structure(cast("JSON", value), ChatCompletionChunk)
+            _keep_extra(chunk, cast("JSON", value))
+        return chunk
 
     return structure_chunk
+
+
+def _keep_extra(made: Any, sent: JSON) -> None:
+    """Keep what an object of an answer holds beside its fields, and do the same for the objects in it."""
+    kind = cast("type[attrs.AttrsInstance]", type(made))
+    known = _KNOWN[kind]
+    if not sent.keys() <= known:
+        made.extra = {name: value for name, value in sent.items() if name not in known and value is not None}
+    elif made.extra:  # msgspec fills it like any other field
+        made.extra = {}
+    for name in _PARTS[kind]:
+        part = getattr(made, name)
+        if isinstance(part, tuple):
+            parts = zip(cast("tuple[object, ...]", part), cast("list[JSON]", sent.get(name) or ()), strict=True)
+            for each, each_sent in parts:
+                _keep_extra(each, each_sent)
+        elif part is not None and sent.get(name):
+            _keep_extra(part, cast("JSON", sent[name]))
+    if kind is Usage:
+        _read_details(made)
+
+
+def _read_details(usage: Usage) -> None:
+    """Find the counts that most servers put into objects of their own."""
+    if usage.cached_tokens is None:
+        usage.cached_tokens = _detail(usage, ("prompt_tokens_details", "input_tokens_details"), "cached_tokens")
+    if usage.cached_tokens is None:  # DeepSeek's, and Anthropic's
+        usage.cached_tokens = _count(usage.extra, "prompt_cache_hit_tokens", "cache_read_input_tokens")
+    if usage.reasoning_tokens is None:
+        names = ("completion_tokens_details", "output_tokens_details")
+        usage.reasoning_tokens = _detail(usage, names, "reasoning_tokens")
+
+
+def _detail(usage: Usage, places: tuple[str, ...], name: str) -> int | None:
+    found = (usage.extra.get(place) for place in places)
+    return next((_count(cast("JSON", details), name) for details in found if isinstance(details, dict)), None)
+
+
+def _count(fields: Mapping[str, object], *names: str) -> int | None:
+    return next((v for name in names if type(v := fields.get(name)) is int and v >= 0), None)
 
 
 def structure(fields: JSON, kind: type[T], text: str, secrets: Iterable[Secret]) -> T:

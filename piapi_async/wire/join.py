@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import TypeAlias, cast
 
 import attrs
 
@@ -12,41 +15,170 @@ from piapi_async.models import (
     ChatCompletionChunk,
     Choice,
     ChunkChoice,
+    Content,
+    Delta,
     FunctionCall,
     Message,
     ToolCall,
     Usage,
 )
 
+Part: TypeAlias = Mapping[str, object]
+
 
 def _no_texts() -> list[str]:
     return []
+
+
+def _no_objects() -> list[object]:
+    return []
+
+
+def _no_pieces() -> list[str | Part]:
+    return []
+
+
+# -- function and tool calls -------------------------------------------------------------------------------------------
 
 
 @attrs.define(eq=False, repr=False, slots=False)
 class _CallParts:
     """A function call in the making."""
 
-    name: str = ""
-    arguments: list[str] = attrs.field(factory=_no_texts)
+    index: int = 0
+    sent_index: int | None = None
     id: str | None = None
     type: str | None = "function"
+    name: str = ""
+    arguments: list[str] = attrs.field(factory=_no_texts)
+    extra: dict[str, object] = attrs.field(factory=dict[str, object])
+    function_extra: dict[str, object] = attrs.field(factory=dict[str, object])
 
     def extend(self, fragment: FunctionCall) -> None:
         if fragment.name != self.name:  # some servers repeat the name in every fragment
             self.name += fragment.name
-        self.arguments.append(fragment.arguments)
+        if fragment.arguments and self.arguments == ["{}"]:  # some begin with an empty object
+            self.arguments.clear()
+        if fragment.arguments:
+            self.arguments.append(fragment.arguments)
+        self.function_extra.update(fragment.extra)
+
+    def extend_tool(self, fragment: ToolCall) -> None:
+        self.id = self.id or fragment.id or None
+        self.type = fragment.type or self.type
+        self.extra.update(fragment.extra)
+        self.extend(fragment.function)
+
+    def is_whole(self) -> bool:
+        """Whether the arguments so far are a whole JSON object."""
+        with suppress(ValueError, RecursionError):
+            return isinstance(json.loads("".join(self.arguments)), dict)
+        return False
 
     def joined(self) -> FunctionCall:
-        return FunctionCall(self.name, "".join(self.arguments))
+        return FunctionCall(self.name, "".join(self.arguments), extra=self.function_extra)
+
+    def joined_tool(self) -> ToolCall:
+        return ToolCall(self.joined(), self.id, self.type, extra=self.extra)
 
 
-def _no_calls() -> dict[int, _CallParts]:
-    return {}
-
-
-def _no_objects() -> list[object]:
+def _no_calls() -> list[_CallParts]:
     return []
+
+
+@attrs.define(eq=False, repr=False, slots=False)
+class _ToolCalls:
+    """The tool calls of a choice in the making, in the order in which they began."""
+
+    calls: list[_CallParts] = attrs.field(factory=_no_calls)
+
+    def extend(self, fragments: tuple[ToolCall, ...]) -> None:
+        """Add what one chunk brings, and set the index of each fragment to the one of its call."""
+        for position, fragment in enumerate(fragments):
+            if fragment.index is None and not fragment.id and len(fragments) > 1:
+                fragment.index = position  # several at once, with nothing that tells them apart but their order
+            call = self._going_on(fragment) or self._begin(fragment)
+            call.extend_tool(fragment)
+            fragment.index = call.index
+
+    def _going_on(self, fragment: ToolCall) -> _CallParts | None:
+        """The call that a fragment belongs to; None if it begins another."""
+        same_id = next((call for call in self.calls if fragment.id and call.id == fragment.id), None)
+        if fragment.index is None:
+            if same_id is not None or (fragment.id and fragment.function.name):
+                return same_id
+            latest = self.calls[-1] if self.calls else None
+        else:
+            if same_id is not None and same_id.sent_index == fragment.index:
+                return same_id
+            latest = next((call for call in reversed(self.calls) if call.sent_index == fragment.index), None)
+        return None if latest is None or _begins_another(latest, fragment) else latest
+
+    def _begin(self, fragment: ToolCall) -> _CallParts:
+        taken = {call.index for call in self.calls}
+        index = fragment.index
+        if index is None or index in taken:
+            index = max(taken, default=-1) + 1
+        call = _CallParts(index, fragment.index)
+        self.calls.append(call)
+        return call
+
+    def joined(self) -> tuple[ToolCall, ...]:
+        return tuple(call.joined_tool() for call in sorted(self.calls, key=lambda call: call.index))
+
+
+def _begins_another(call: _CallParts, fragment: ToolCall) -> bool:
+    """Whether a fragment that comes where a call is open begins another one, by its id and name."""
+    name = fragment.function.name
+    if fragment.id and call.id:
+        return bool(name) and fragment.id != call.id
+    # Without ids: some servers send the name in pieces, or with every fragment, but never behind whole arguments.
+    return bool(name and (name != call.name or fragment.function.arguments) and call.is_whole())
+
+
+# -- what a choice gathers ---------------------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False, repr=False, slots=False)
+class _Gathered:
+    """What chunks bring that has no field: strings are joined, lists extended, of anything else the last is kept."""
+
+    values: dict[str, object] = attrs.field(factory=dict[str, object])
+    texts: dict[str, list[str]] = attrs.field(factory=dict[str, list[str]])
+
+    def __bool__(self) -> bool:
+        return bool(self.values or any(self.texts.values()))
+
+    def add(self, extra: Mapping[str, object]) -> None:
+        for name, value in extra.items():
+            if isinstance(value, str):
+                self.texts_of(name).append(value)
+            else:
+                self.values[name] = _extended(self.values.get(name), value)
+
+    def texts_of(self, name: str) -> list[str]:
+        return self.texts.setdefault(name, [])
+
+    def joined(self) -> dict[str, object]:
+        return self.values | {name: "".join(texts) for name, texts in self.texts.items()}
+
+
+def _extended(before: object, value: object) -> object:
+    """Put a later value behind an earlier one of the same name; an object's fields are put together."""
+    if isinstance(before, list) and isinstance(value, list):
+        return [*cast("list[object]", before), *cast("list[object]", value)]
+    if isinstance(before, dict) and isinstance(value, dict):
+        joined = dict(cast("dict[str, object]", before))
+        for name, field in cast("dict[str, object]", value).items():
+            earlier = joined.get(name)
+            growing = name in _GROWING and isinstance(earlier, str) and isinstance(field, str)
+            joined[name] = cast("str", earlier) + cast("str", field) if growing else field
+        return joined
+    return value
+
+
+_GROWING = ("data", "transcript")
+"""Fields of an object `audio`, of which each chunk brings a piece."""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -54,52 +186,114 @@ class _ChoiceParts:
     """One choice's message in the making."""
 
     role: str = "assistant"
-    content: list[str] = attrs.field(factory=_no_texts)
+    content: list[str | Part] = attrs.field(factory=_no_pieces)
+    refusal: list[str] = attrs.field(factory=_no_texts)
     finish_reason: str | None = None
+    ended: bool = False  # by a finish_reason that no content has followed
     function_call: _CallParts | None = None
-    tools: dict[int, _CallParts] = attrs.field(factory=_no_calls)
+    tools: _ToolCalls = attrs.field(factory=_ToolCalls)
     logprobs: list[object] = attrs.field(factory=_no_objects)
+    gathered: _Gathered = attrs.field(factory=_Gathered)
+    extra: dict[str, object] = attrs.field(factory=dict[str, object])
+
+    @property
+    def has_content(self) -> bool:
+        return bool(self.content or self.refusal or self.function_call or self.tools.calls or self.gathered)
 
     def extend(self, part: ChunkChoice) -> None:
-        delta = part.delta
         if part.finish_reason is not None:
             self.finish_reason = part.finish_reason
+            self.ended = True
+        elif _brings_content(part.delta):
+            self.ended = False
         if part.logprobs is not None:
             self.logprobs.append(part.logprobs)
-        if delta.content:
+        if part.extra:
+            keep_last(self.extra, part.extra)
+        self._extend_message(part.delta)
+
+    def _extend_message(self, delta: Delta) -> None:
+        extra = delta.extra
+        if "content_parts" in extra:
+            self.content += cast("list[Part]", extra["content_parts"])
+            extra = {name: value for name, value in extra.items() if name != "content_parts"}
+        elif delta.content:
             self.content.append(delta.content)
         if delta.role:
             self.role = delta.role
+        if delta.refusal:
+            self.refusal.append(delta.refusal)
         if delta.function_call is not None:
             self.function_call = self.function_call or _CallParts()
             self.function_call.extend(delta.function_call)
-        for fragment in delta.tool_calls or ():
-            call = self.tools.setdefault(self._place(fragment), _CallParts())
-            call.id = call.id or fragment.id
-            call.type = fragment.type or call.type
-            call.extend(fragment.function)
-
-    def _place(self, fragment: ToolCall) -> int:
-        """The call that a fragment belongs to; without an index, by its id, else the one begun last."""
-        if fragment.index is not None:
-            return fragment.index
-        for index, call in self.tools.items():
-            if fragment.id is not None and call.id == fragment.id:
-                return index
-        last = max(self.tools, default=-1)
-        return last + 1 if fragment.id is not None or last < 0 else last
+        if delta.tool_calls:
+            self.tools.extend(delta.tool_calls)
+        if extra:
+            self.gathered.add(extra)
 
     def joined(self, index: int) -> Choice:
-        tools = tuple(ToolCall(part.joined(), part.id, part.type) for _, part in sorted(self.tools.items()))
+        tools = self.tools.joined()
         call = self.function_call.joined() if self.function_call else None
-        content = "".join(self.content)
+        content = _join_content(self.content)
         message = Message(
             self.role,
             content if content or not (tools or call) else None,
             function_call=call,
             tool_calls=tools or None,
+            refusal="".join(self.refusal) or None,
+            extra=self.gathered.joined(),
         )
-        return Choice(index, message, self.finish_reason, _join_logprobs(self.logprobs))
+        return Choice(index, message, self.finish_reason, _join_logprobs(self.logprobs), extra=self.extra)
+
+
+def _brings_content(delta: Delta) -> bool:
+    return bool(delta.content or delta.refusal or delta.function_call or delta.tool_calls or delta.reasoning)
+
+
+def keep_last(kept: dict[str, object], extra: Mapping[str, object]) -> None:
+    """Keep the last of each field; of lists, which some servers repeat in every chunk, each item once."""
+    for name, value in extra.items():
+        before = kept.get(name)
+        if isinstance(before, list) and isinstance(value, list):
+            items = cast("list[object]", before)
+            kept[name] = [*items, *(item for item in cast("list[object]", value) if item not in items)]
+        else:
+            kept[name] = value
+
+
+def _join_content(pieces: list[str | Part]) -> Content:
+    """Join texts; where there are parts too, everything becomes parts."""
+    if all(isinstance(piece, str) for piece in pieces):
+        return "".join(cast("list[str]", pieces))
+    joined: list[dict[str, object]] = []
+    for piece in pieces:
+        part: dict[str, object] = {"type": "text", "text": piece} if isinstance(piece, str) else dict(piece)
+        if joined and (grown := _grown(joined[-1], part)) is not None:
+            joined[-1] = grown
+        else:
+            joined.append(part)
+    if all(part.keys() == {"type", "text"} for part in joined):
+        return "".join(str(part["text"]) for part in joined)
+    return tuple(joined)
+
+
+def _grown(before: dict[str, object], part: dict[str, object]) -> dict[str, object] | None:
+    """A part with the next one of its kind behind it; None for kinds that don't grow, such as pictures."""
+    kind = part.get("type")
+    if before.get("type") != kind or kind not in ("text", "thinking", "reasoning"):
+        return None
+    grown = dict(before)
+    for name, value in part.items():
+        earlier = before.get(name)
+        if name == "type" or earlier is None:
+            grown[name] = value
+        elif isinstance(earlier, str) and isinstance(value, str):
+            grown[name] = earlier + value
+        elif isinstance(earlier, list) and isinstance(value, list):
+            grown[name] = [*cast("list[object]", earlier), *cast("list[object]", value)]
+        elif earlier != value:
+            return None
+    return grown
 
 
 def _join_logprobs(parts: list[object]) -> object:
@@ -116,6 +310,9 @@ def _join_logprobs(parts: list[object]) -> object:
     return joined
 
 
+# -- the whole answer --------------------------------------------------------------------------------------------------
+
+
 def _no_choices() -> dict[int, _ChoiceParts]:
     return {}
 
@@ -125,35 +322,49 @@ class AnswerBuilder:
     """Joins the chunks of a stream into its answer.
 
     Attributes:
+        asked: How many choices were asked for.
         id: As the first chunk that has one.
         created: As `id`.
         model: As `id`.
         usage: Token counts, once a chunk brought them; a later null does not undo them.
         begun: Whether any chunk has come.
+        extra: What chunks bring beside their fields, the last of each.
     """
 
+    asked: int = 1
     id: str = ""
     created: int = 0
     model: str = ""
     usage: Usage | None = None
     begun: bool = False
+    extra: dict[str, object] = attrs.field(factory=dict[str, object])
     _has_header: bool = attrs.field(default=False, init=False)  # id, created and model have come
     _choices: dict[int, _ChoiceParts] = attrs.field(factory=_no_choices, init=False)
 
     @property
     def text(self) -> str:
         """Content of choice 0 so far."""
-        first = self._choices.get(0)
-        return "".join(first.content) if first else ""
+        return self.text_of(0)
+
+    def text_of(self, index: int) -> str:
+        """Content of a choice so far."""
+        choice = self._choices.get(index)
+        return "".join(_texts(choice.content)) if choice else ""
+
+    def has_ended(self, index: int) -> bool:
+        """Whether a choice has its `finish_reason`, with no content behind it."""
+        choice = self._choices.get(index)
+        return choice is not None and choice.ended
 
     @property
     def has_content(self) -> bool:
-        """Whether any text, or fragment of a call, has come."""
-        return any(choice.content or choice.function_call or choice.tools for choice in self._choices.values())
+        """Whether anything has come that a caller may have been handed: text, reasoning, a refusal, calls, parts."""
+        return any(choice.has_content for choice in self._choices.values())
 
-    def texts_of(self, index: int) -> list[str]:
-        """Where the texts of a choice are gathered."""
-        return self._choice(index).content
+    def texts_of(self, index: int, field: str) -> list[str]:
+        """Where the texts of a choice are gathered, those of its content or of an unknown field."""
+        choice = self._choice(index)
+        return cast("list[str]", choice.content) if field == "content" else choice.gathered.texts_of(field)
 
     def add(self, chunk: ChatCompletionChunk) -> None:
         """Add a chunk."""
@@ -163,6 +374,8 @@ class AnswerBuilder:
             self._choice(part.index).extend(part)
         if chunk.usage is not None:
             self.usage = attrs.evolve(chunk.usage)  # a copy: what the caller does to the chunk must change no bill
+        if chunk.extra:
+            keep_last(self.extra, chunk.extra)
 
     def _choice(self, index: int) -> _ChoiceParts:
         return self._choices.get(index) or self._choices.setdefault(index, _ChoiceParts())
@@ -188,8 +401,11 @@ class AnswerBuilder:
         """
         if not self.begun and not broken:
             raise APIResponseError("the stream ended without any event; try again", kind="empty", maybe_billed=True)
-        finished = bool(self._choices) and all(c.finish_reason is not None for c in self._choices.values())
-        if finished or (terminated and not require_finish_reason):
+        finished = bool(self._choices) and all(choice.ended for choice in self._choices.values())
+        # Some servers give one choice whatever was asked; where a terminator came, that is an answer.
+        if finished and (terminated or len(self._choices) >= self.asked):
+            return
+        if terminated and not require_finish_reason:
             return
         lacks = "a finish_reason" if terminated else "its terminator and a finish_reason"
         raise StreamTruncatedError(
@@ -205,4 +421,12 @@ class AnswerBuilder:
             self.model or asked,
             tuple(part.joined(index) for index, part in sorted(self._choices.items())),
             self.usage,
+            extra=self.extra,
         )
+
+
+def _texts(pieces: list[str | Part]) -> Iterator[str]:
+    for piece in pieces:
+        text = piece if isinstance(piece, str) else piece.get("text")
+        if isinstance(text, str):
+            yield text

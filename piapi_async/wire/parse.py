@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NoReturn, TypeAlias, TypeVar, cast
 
 from piapi_async.errors import APIResponseError, ErrorKind, Secret, excerpt
@@ -18,6 +18,9 @@ SHALLOW = 1600
 """Length of JSON up to which nobody counts its brackets. It nests 800 deep at most, which leaves a fifth of Python's
 usual recursion limit to those who look at what was decoded."""
 
+TERMINATORS = ("[done]", "[none]")
+"""What ends a stream, in lower case: OpenAI's word, and the one of PiAPI's page."""
+
 BLANK = "\ufeff \t\r\n"
 """What may stand around JSON: a byte order mark and white space."""
 
@@ -30,39 +33,95 @@ def may_be_deep(body: bytes) -> bool:
     return len(body) > SHALLOW and body.count(b"[") + body.count(b"{") > MAX_DEPTH
 
 
-def parse_object(text: str, secrets: Iterable[Secret]) -> JSON:
-    """Parse any JSON object; the last of two equal keys wins.
+def parse_values(text: str, secrets: Iterable[Secret]) -> list[object]:
+    """Parse JSON values that stand one behind the other; the last of two equal keys wins.
+
+    A terminator of a stream among them is a value too: the text of it.
 
     Raises:
-        APIResponseError: It is no JSON object.
+        APIResponseError: It is not JSON, or empty.
     """
-    text = text.removeprefix("\ufeff")
     problem: str
     kind: ErrorKind
-    problem, kind = "it is empty", "empty"
-    if text.strip(BLANK):
-        try:
-            _check_depth(text)
-            value: object = json.loads(
-                text, parse_int=parse_int, parse_float=parse_float, parse_constant=_refuse_constant
-            )
-        except RecursionError:
-            problem, kind = "its JSON nests too deep", "response"
-        except json.JSONDecodeError as error:
-            problem, kind = f"it is not JSON ({error.msg})", "not a completion"
-            if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
-                problem, kind = "it is cut off", "truncated"
-        except ValueError as error:
-            problem, kind = f"it is not JSON ({error.args[0]})", "response"
-        else:
-            if isinstance(value, dict):
-                return cast("JSON", value)
-            problem, kind = f"it is JSON, but not an object: {type(value).__name__}", "not a completion"
+    try:
+        _check_depth(text)
+        values = list(_values(text))
+    except RecursionError:
+        problem, kind = "its JSON nests too deep", "response"
+    except json.JSONDecodeError as error:
+        problem, kind = f"it is not JSON ({error.msg})", "not a completion"
+        if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
+            problem, kind = "it is cut off", "truncated"
+    except ValueError as error:
+        problem, kind = f"it is not JSON ({error.args[0]})", "response"
+    else:
+        if values:
+            return values
+        problem, kind = "it is empty", "empty"
     raise malformed(problem, text, secrets, kind)
+
+
+def _values(text: str) -> Iterator[object]:
+    at, end = 0, len(text)
+    while (at := _skip_blank(text, at)) < end:
+        terminator = next((word for word in TERMINATORS if text[at : at + len(word)].lower() == word), None)
+        if terminator is not None:
+            yield terminator
+            at += len(terminator)
+        else:
+            value, at = _next_value(text, at)
+            yield value
+
+
+def _next_value(text: str, at: int) -> tuple[object, int]:
+    try:
+        return cast("tuple[object, int]", _decoder.raw_decode(text, at))
+    except json.JSONDecodeError as error:
+        if not at or error.pos > at:
+            raise
+    raise json.JSONDecodeError("Extra data", text, at)
+
+
+def _skip_blank(text: str, at: int) -> int:
+    while text[at : at + 1] and text[at] in BLANK:
+        at += 1
+    return at
+
+
+def parse_object(text: str, secrets: Iterable[Secret]) -> JSON:
+    """Parse a JSON object, or a list of one.
+
+    Raises:
+        APIResponseError: It is something else.
+    """
+    values = parse_values(text, secrets)
+    value = values[0]
+    if isinstance(value, list) and len(cast("list[object]", value)) == 1:
+        value = cast("list[object]", value)[0]
+    if len(values) > 1:
+        raise malformed("it is more than one JSON value", text, secrets, "not a completion")
+    if not isinstance(value, dict):
+        problem = f"it is JSON, but not an object: {type(values[0]).__name__}"
+        raise malformed(problem, text, secrets, "not a completion")
+    return cast("JSON", value)
+
+
+def parse_value(text: str) -> object:
+    """Parse any JSON value.
+
+    Raises:
+        ValueError: It is not JSON.
+        RecursionError: It nests too deep.
+    """
+    _check_depth(text)
+    return _decoder.decode(text.strip(BLANK))
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+_decoder = json.JSONDecoder(parse_int=parse_int, parse_float=parse_float, parse_constant=_refuse_constant)
 
 
 def _check_depth(text: str) -> None:
@@ -92,10 +151,12 @@ def as_unicode(value: T) -> T:
     """Make every string of a JSON value fit for UTF-8: surrogate pairs joined, lone halves replaced by U+FFFD."""
     if isinstance(value, str):
         return cast("T", _whole(value))
+    # A comprehension would be one more frame for each level, and what nests 800 deep would pass Python's limit.
     if isinstance(value, list):
-        return cast("T", [as_unicode(item) for item in cast("list[object]", value)])
+        return cast("T", list(map(as_unicode, cast("list[object]", value))))
     if isinstance(value, dict):
-        return cast("T", {_whole(k): as_unicode(v) for k, v in cast("JSON", value).items()})
+        fields = cast("JSON", value)
+        return cast("T", dict(zip(map(_whole, fields), map(as_unicode, fields.values()), strict=True)))
     return value
 
 

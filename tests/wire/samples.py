@@ -84,13 +84,12 @@ def decode_chunks(*data: str) -> list[ChatCompletionChunk]:
 
 
 def _decode_stream(data: Any) -> list[ChatCompletionChunk]:
-    builder, expected = AnswerBuilder(), AnswerBuilder()
+    builder, expected = AnswerBuilder(asked=2), AnswerBuilder(asked=2)
     decoder = ChunkDecoder(builder)
     chunks: list[ChatCompletionChunk] = []
     decoder.decode([ServerSentEvent(text) for text in data], chunks)
-    last = decoder.flush()
-    assert decoder.flush() is None
-    chunks += [last] if last else []
+    chunks += decoder.flush()
+    assert not decoder.flush()
     for each in chunks:
         expected.add(each)
     assert builder.build("asked") == expected.build("asked")
@@ -100,7 +99,7 @@ def _decode_stream(data: Any) -> list[ChatCompletionChunk]:
 def decode_event(event: ServerSentEvent) -> ChatCompletionChunk | str | None:
     """Decode the only event of a stream: a chunk, `"end"` for a terminator, or None for nothing."""
     chunks: list[ChatCompletionChunk] = []
-    if ChunkDecoder(AnswerBuilder()).decode([event], chunks):
+    if ChunkDecoder(AnswerBuilder(asked=2)).decode([event], chunks):
         return "end"
     return chunks[0] if chunks else None
 

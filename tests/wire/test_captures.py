@@ -103,7 +103,7 @@ def test_captured_answer(name: str) -> None:
 
 def read_stream(body: bytes, size: int) -> tuple[list[ChatCompletionChunk], bool, APIError | None]:
     """The chunks of a stream's body, whether its terminator came, and the error that ended it."""
-    events, decoder = SSEDecoder(), ChunkDecoder(AnswerBuilder())
+    events, decoder = SSEDecoder(), ChunkDecoder(AnswerBuilder(asked=2))
     chunks: list[ChatCompletionChunk] = []
     for start in range(0, len(body), size):
         try:

@@ -49,11 +49,16 @@ def test_the_completion_of_the_providers_page() -> None:
         ({"usage": []}, {"usage": None}),
         ({"usage": {}}, {"usage": None}),
         ({"usage": {"prompt_tokens": 1, "completion_tokens": 2}}, {"usage": Usage(1, 2, 3)}),
-        ({"usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": None}}, {"usage": None}),
-        ({"usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 4}}, {"usage": None}),
+        ({"usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": None}}, {"usage": Usage(1, 2, 3)}),
+        ({"usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 4}}, {"usage": Usage(1, 2, 4)}),
+        ({"usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 0}}, {"usage": Usage(1, 2, 3)}),
+        ({"usage": {"prompt_tokens": 9.0, "completion_tokens": "9", "total_tokens": 9.5}}, {"usage": Usage(9, 9, 18)}),
+        ({"usage": {"prompt_tokens": 9.5, "completion_tokens": 2}}, {"usage": None}),
+        ({"usage": {"prompt_tokens": [1], "completion_tokens": 2}}, {"usage": None}),
+        ({"usage": {"prompt_tokens": 1, "completion_tokens": 2, "cached_tokens": "x"}}, {"usage": Usage(1, 2, 3)}),
         ({"usage": {"prompt_tokens": -1, "completion_tokens": 2, "total_tokens": 1}}, {"usage": None}),
         ({"usage": {"prompt_tokens": 1, "completion_tokens": -1, "total_tokens": 0}}, {"usage": None}),
-        ({"usage": {"prompt_tokens": "1", "completion_tokens": 2, "total_tokens": 3}}, {"usage": None}),
+        ({"usage": {"prompt_tokens": "1", "completion_tokens": 2, "total_tokens": 3}}, {"usage": Usage(1, 2, 3)}),
         ({"usage": {"prompt_tokens": True, "completion_tokens": 2, "total_tokens": 3}}, {"usage": None}),
         ({"usage": {"prompt_tokens": 10**12, "completion_tokens": 0, "total_tokens": 10**12}}, {"usage": None}),
         (
@@ -83,7 +88,7 @@ def test_a_completion_that_names_no_model_has_the_one_asked() -> None:
         ({"role": "assistant"}, Message("assistant")),
         ({"content": "Hi"}, Message("assistant", "Hi")),
         ({}, Message("assistant")),
-        ({"role": "robot", "content": "", "refusal": None, "audio": {}}, Message("robot", "")),
+        ({"role": "robot", "content": "", "refusal": None, "audio": {}}, Message("robot", "", extra={"audio": {}})),
         (
             {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "x", "y": [1]}]},
             Message("assistant", ({"type": "text", "text": "a"}, {"type": "x", "y": [1]})),
@@ -123,7 +128,7 @@ def test_the_text_of_parts_is_joined() -> None:
     assert decode(completion({"role": "assistant", "content": parts})).text == "ab"
 
 
-@pytest.mark.parametrize("reason", ["stop", "length", "content_filter", "function_call", "a new one", "", None])
+@pytest.mark.parametrize("reason", ["stop", "length", "content_filter", "function_call", "a new one", None])
 def test_a_finish_reason_is_kept(reason: str | None) -> None:
     choice = {
         "index": 0,
@@ -163,25 +168,19 @@ def test_choices_without_index_have_their_position() -> None:
         (completion(choices=None), "it has no choices"),
         (completion(choices=[]), "it has no choices"),
         (completion(choices={}), "it has no choices"),
+        (completion(choices=[None]), "it has no choices"),
         (completion(choices="x"), "it has no choices"),
-        (completion(choices=[None]), "@ $.choices[0]"),
         (completion(choices=[5]), "@ $.choices[0]"),
         (completion(choices=[{"index": 0}]), "'message' is missing @ $.choices[0]"),
         (completion(None), "@ $.choices[0].message"),
         (completion([]), "@ $.choices[0].message"),
-        (completion({"role": None}), "expected str, not NoneType @ $.choices[0].message.role"),
         (completion({"content": 5}), "expected str, not int @ $.choices[0].message.content"),
         (completion({"content": ["x"]}), "expected dict, not str @ $.choices[0].message.content"),
         (completion({"content": {"text": "x"}}), "expected str, not dict @ $.choices[0].message.content"),
-        (completion({"tool_calls": {}}), "expected list, not dict @ $.choices[0].message.tool_calls"),
         (completion({"tool_calls": [5]}), "@ $.choices[0].message.tool_calls[0]"),
         (completion({"tool_calls": [{"function": 5}]}), "@ $.choices[0].message.tool_calls[0].function"),
         (completion({"function_call": "f"}), "@ $.choices[0].message.function_call"),
         (completion({"function_call": {"name": 5}}), "@ $.choices[0].message.function_call.name"),
-        (completion(choices=[{"index": "0", "message": {}}]), "expected int, not str @ $.choices[0].index"),
-        (completion(choices=[{"index": None, "message": {}}]), "expected int, not NoneType @ $.choices[0].index"),
-        (completion(choices=[{"index": True, "message": {}}]), "expected int, not bool @ $.choices[0].index"),
-        (completion(choices=[{"message": {}, "finish_reason": 5}]), "@ $.choices[0].finish_reason"),
     ],
 )
 def test_what_is_no_completion(body: bytes, says: str) -> None:
@@ -229,10 +228,10 @@ def test_a_long_number_in_a_field_that_is_not_ours() -> None:
 
 
 def test_a_long_number_in_a_field_that_is_ours() -> None:
-    assert "@ $.created" in str(refused(completion(created="?").replace(b'"?"', b"7" * 5000)))
+    assert decode(completion(created="?").replace(b'"?"', b"7" * 5000)).created == 0
     assert decode(completion(usage="?").replace(b'"?"', b"7" * 5000)).usage is None
     body = completion(choices=[{"index": "?", "message": {}}]).replace(b'"?"', b"7" * 5000)
-    assert "@ $.choices[0].index" in str(refused(body))
+    assert decode(body).choices[0].index == 0
 
 
 def test_the_last_of_two_equal_keys_counts() -> None:

@@ -108,8 +108,8 @@ def stream_outcome(texts: list[str]) -> list[object]:
             seen.append(refusal(error))
         for decoded in chunks:
             seen += [decoded, decoded.raw]
-    last = decoder.flush()
-    seen += [last, last and last.raw]
+    for last in decoder.flush():
+        seen += [last, last.raw]
     assert_utf8(seen)
     return seen
 

@@ -1,139 +1,24 @@
-"""`ChatStream`: bytes → events → chunks → tokens → completion.
-
-`read_chunks` turns one exchange into batches of chunks, a batch for each read from the socket: the chunks that arrived
-together cost one step of a generator together. `ChatStream` is what the caller holds; it consumes a source that
-`dispatch` makes, and knows nothing of the client.
-"""
+"""`ChatStream`, which the caller holds. It consumes a source that `dispatch` makes, and knows nothing of the client."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from types import TracebackType
-from typing import Generic, Self, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, Self, TypeAlias, TypeVar, cast
 
-import attrs
-
-from piapi_async.errors import APIConnectionError, APIError, Secret, StreamTooLargeError
+from piapi_async.errors import APIConnectionError
 from piapi_async.models import ChatCompletion, ChatCompletionChunk
-from piapi_async.policy import Deadline
-from piapi_async.pool import Exchange
-from piapi_async.sse import ServerSentEvent, SSEDecoder
-from piapi_async.wire import AnswerBuilder, ChunkDecoder, as_chunk, decode_completion
 
-__all__ = ["ChatStream", "Restarted", "StreamItem", "read_chunks"]
+if TYPE_CHECKING:
+    from piapi_async.stream.events import Restarted, StreamEvent
+
+__all__ = ["ChatStream", "StreamItem"]
 
 T = TypeVar("T")
 
-
-# -- reading chunks ----------------------------------------------------------------------------------------------------
-
-
-async def read_chunks(
-    exchange: Exchange,
-    builder: AnswerBuilder,
-    *,
-    first_event: Deadline,
-    progress: float | None,
-    deadline: Deadline,
-    clock: Callable[[], float],
-    secrets: Iterable[Secret] = (),
-    require_finish_reason: bool = False,
-) -> AsyncGenerator[list[ChatCompletionChunk], None]:
-    """Yield the chunks of one exchange, a list for each read, and add them to the answer that is being built.
-
-    It returns only if the answer is whole. What follows a terminator is not looked at.
-
-    Args:
-        exchange: Where the bytes come from.
-        builder: What the chunks are added to.
-        first_event: When the first event must be there.
-        progress: Seconds from one event to the next, without the time that the caller takes; None for never.
-        deadline: When the whole call must be over.
-        clock: The time that the deadlines are of, in seconds.
-        secrets: Keys that must not appear in an error.
-        require_finish_reason: Whether a terminator alone does not make an answer whole.
-
-    Raises:
-        APIError: The stream broke off, stalled, held an error, or ended before it was whole.
-    """
-    events = SSEDecoder()
-    decoder = ChunkDecoder(builder, secrets)
-    due = first_event
-    between_events = deadline.with_progress(progress)  # each wait counts from its own beginning
-    blank, ended, broken = True, False, False
-    while not ended:
-        began = clock()
-        try:
-            data = await exchange.read(due)
-        except APIConnectionError as error:
-            if error.kind != "truncated body":
-                raise
-            broken = True  # which is one more way for a stream to end
-            break
-        if not data:
-            break
-        if blank and _is_document(data):
-            body = await exchange.read_all(due.with_progress(progress), data)
-            chunks, ended, failure = [as_chunk(decode_completion(body, secrets=secrets))], True, None
-            builder.add(chunks[0])
-        else:
-            chunks, ended, failure = _decode(events, decoder, data)
-        blank = blank and data.isspace()
-        if chunks:
-            yield chunks
-            due = between_events
-        elif due is between_events:  # comments came, which don't count: the wait for the next event goes on
-            due = deadline.or_within(began, "progress", progress)
-        del data, chunks  # else they stay in memory while the next bytes are waited for
-        if failure is not None:
-            raise failure
-    if last := decoder.flush():
-        yield [last]
-    builder.check_end(terminated=ended, broken=broken, require_finish_reason=require_finish_reason)
-
-
-def _is_document(start: bytes) -> bool:
-    """Whether a body is no event stream, which never begins so, but one JSON answer, an error, or a web page."""
-    return start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"<")
-
-
-def _decode(
-    events: SSEDecoder, decoder: ChunkDecoder, data: bytes
-) -> tuple[list[ChatCompletionChunk], bool, APIError | None]:
-    """Decode what one read brought: the chunks in it, whether a terminator is behind them, and what is wrong there."""
-    chunks: list[ChatCompletionChunk] = []
-    ready: list[ServerSentEvent] = []
-    failure: APIError | None = None
-    try:
-        events.feed_into(data, ready)
-    except StreamTooLargeError as error:
-        error.maybe_billed = True
-        failure = error
-    try:
-        if decoder.decode(ready, chunks):
-            return chunks, True, None
-    except APIError as error:
-        failure = error
-    return chunks, False, failure
-
-
-# -- what the caller holds ---------------------------------------------------------------------------------------------
-
-
-@attrs.frozen(slots=False)
-class Restarted:
-    """Comes out of `ChatStream.events` where an answer broke off and another one begins: forget the text so far.
-
-    Attributes:
-        error: What broke it off; its `partial` is the text to forget.
-    """
-
-    error: APIError
-
-
-StreamItem: TypeAlias = list[ChatCompletionChunk] | Restarted | ChatCompletion
+StreamItem: TypeAlias = "list[ChatCompletionChunk] | Restarted | ChatCompletion"
 """What comes out of a stream: a list of chunks (maybe empty) once it is open, more lists, the whole completion last; a
 `Restarted` where it begins anew."""
 
@@ -203,12 +88,15 @@ class ChatStream:
         self._check_no_restarts()
         return self._consume(_chunks_of)
 
-    def events(self) -> AsyncIterator[ChatCompletionChunk | Restarted]:
-        """Iterate over whole chunks, and over the restarts of a stream that was asked for `on_interrupt="restart"`.
+    def events(self) -> AsyncIterator[StreamEvent]:
+        """Iterate over what the answer is made of, told apart: its text, its reasoning, its calls.
 
-        A `Restarted` says that the text so far is void: another answer begins behind it.
+        A stream that was asked for `on_interrupt="restart"` gives a `Restarted` too. It says that all before it is
+        void: another answer begins behind it.
         """
-        return self._consume(_events_of)
+        from piapi_async.stream.events import events_of  # deferred: few programs ask for it
+
+        return self._consume(events_of)
 
     async def completion(self) -> ChatCompletion:
         """Drain what is left and return the whole answer, fragments joined for every choice, function and tool call.
@@ -289,7 +177,7 @@ class ChatStream:
         return _Items(self._pull, select, deque())
 
 
-Select: TypeAlias = Callable[[list[ChatCompletionChunk] | Restarted], list[T]]
+Select: TypeAlias = "Callable[[list[ChatCompletionChunk] | Restarted], list[T]]"
 """What of a batch an iteration gives."""
 
 
@@ -320,7 +208,7 @@ class _Items(Generic[T]):
 
 def _tokens_of(batch: list[ChatCompletionChunk] | Restarted) -> list[str]:
     tokens: list[str] = []
-    for chunk in [] if isinstance(batch, Restarted) else batch:  # a stream that may restart gives no tokens
+    for chunk in batch if isinstance(batch, list) else ():  # a stream that may restart gives no tokens
         for choice in chunk.choices:
             if choice.index == 0 and choice.delta.content:
                 tokens.append(choice.delta.content)
@@ -328,8 +216,4 @@ def _tokens_of(batch: list[ChatCompletionChunk] | Restarted) -> list[str]:
 
 
 def _chunks_of(batch: list[ChatCompletionChunk] | Restarted) -> list[ChatCompletionChunk]:
-    return [] if isinstance(batch, Restarted) else batch
-
-
-def _events_of(batch: list[ChatCompletionChunk] | Restarted) -> list[ChatCompletionChunk | Restarted]:
-    return [batch] if isinstance(batch, Restarted) else [*batch]
+    return batch if isinstance(batch, list) else []
