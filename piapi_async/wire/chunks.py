@@ -20,6 +20,7 @@ from piapi_async.models import (
     Message,
     ToolCall,
 )
+from piapi_async.models.messages import Extra
 from piapi_async.sse import ServerSentEvent
 from piapi_async.wire.convert import ENGINE_ERRORS, converter, structure
 from piapi_async.wire.failure import error_object, raise_error_object, status_error
@@ -62,8 +63,13 @@ class _Frame:
     before: str
     behind: str
     length: int  # of both together
-    like: ChatCompletionChunk  # a copy of the first one that has it, as a caller may change what was handed out
+    header: tuple[str | None, str | None, int | None, str | None]  # id, object, created, model
+    index: int
+    role: str | None
     field: str  # that the text is of
+    content: str | None  # where it is of another one
+    extra: Extra
+    choice_extra: Extra
     texts: list[str]  # where the builder gathers them
 
     @classmethod
@@ -74,12 +80,26 @@ class _Frame:
             return None
         choice, field = chunk.choices[0], found[0][1]
         before, (text, quote, tail) = chunk.data[: found[0].end()], chunk.data[found[0].end() :].partition('"')
-        if choice != ChunkChoice(choice.index, _delta(field, text, choice.delta), extra=choice.extra):
+        header = chunk.id, chunk.object, chunk.created, chunk.model
+        expected = Delta(choice.delta.role, text)
+        if field != "content":
+            expected = Delta(choice.delta.role, choice.delta.content or None, extra={field: text})
+        if choice != ChunkChoice(choice.index, expected, extra=choice.extra):
             return None
         behind = quote + tail
-        texts = builder.texts_of(choice.index, field)
-        like = attrs.evolve(chunk, choices=(attrs.evolve(choice, delta=attrs.evolve(choice.delta)),))
-        return cls(before, behind, len(before) + len(behind), like, field, texts)
+        return cls(
+            before,
+            behind,
+            len(before) + len(behind),
+            header,
+            choice.index,
+            expected.role,
+            field,
+            expected.content if field != "content" else None,
+            dict(chunk.extra),
+            dict(choice.extra),
+            builder.texts_of(choice.index, field),
+        )
 
     def decode(self, data: str) -> ChatCompletionChunk | None:
         """Decode a chunk that has this frame, and add its text to the answer; None if it has another, or is wrong."""
@@ -92,18 +112,17 @@ class _Frame:
             return None
         if text:
             self.texts.append(text)
-        like = self.like
-        choice = like.choices[0]
-        delta = _delta(self.field, text, choice.delta)
-        choices = (ChunkChoice(choice.index, delta, extra=dict(choice.extra)),)
-        return ChatCompletionChunk(
-            choices, like.id, like.object, like.created, like.model, None, data, extra=dict(like.extra)
-        )
-
-
-def _delta(field: str, text: str, like: Delta) -> Delta:
-    """A delta that brings one text; its role, and a content without text, are those of another one."""
-    return Delta(like.role, text) if field == "content" else Delta(like.role, like.content or None, extra={field: text})
+        if self.field == "content":
+            delta = Delta(self.role, text)
+        else:
+            delta = Delta(self.role, self.content, extra={self.field: text})
+        choice = ChunkChoice(self.index, delta)
+        chunk = ChatCompletionChunk((choice,), *self.header, None, data)
+        if self.choice_extra:
+            choice.extra = dict(self.choice_extra)
+        if self.extra:
+            chunk.extra = dict(self.extra)
+        return chunk
 
 
 class ChunkDecoder:

@@ -83,13 +83,12 @@ def _decode_as_it_comes(body: bytes) -> ChatCompletion | None:
 def _is_plain(choices: Sequence[Choice]) -> bool:
     """Whether choices are as the format has them, so that nothing has to be mended."""
     for position, choice in enumerate(choices):
-        if choice.index != position and (choice.index < 0 or len(choices) > 1):
+        if choice.index != position and len(choices) > 1:
             return False
         if choice.finish_reason not in _PLAIN_REASONS or not _ODD.isdisjoint(choice.extra):
             return False
-        for call in choice.message.tool_calls or ():
-            if not call.id:
-                return False
+        if choice.message.tool_calls and not all(call.id for call in choice.message.tool_calls):
+            return False
     return True
 
 

@@ -64,7 +64,6 @@ def converter(*, detailed: bool = False) -> cattrs.Converter:
     made.register_structure_hook_factory(_is_optional, _structure_optional)
     made.register_structure_hook_func(lambda kind: kind is object, lambda value, _: value)
     made.register_structure_hook(Content, _structure_content)
-    made.register_structure_hook(ChatCompletion, _structure_completion(made))
     made.register_structure_hook(ChatCompletionChunk, _structure_chunk(made))
     return made
 
@@ -80,9 +79,19 @@ def _structure_fields(kind: Any, converter: cattrs.Converter) -> Callable[[Mappi
     return make_dict_structure_fn(kind, converter, _cattrs_detailed_validation=converter.detailed_validation, **own)
 
 
-def _structure_object(kind: type[T], converter: cattrs.Converter) -> Callable[[object, object], T]:
+def _structure_object(kind: Any, converter: cattrs.Converter) -> Callable[[object, object], Any]:
     structure = _structure_fields(kind, converter)
-    return lambda value, _: structure(cast("JSON", value if type(value) is dict else _expect(value, dict)), kind)
+    known = _KNOWN[kind]
+
+    def structure_object(value: Any, _: object) -> Any:
+        if value.__class__ is not dict:
+            _expect(value, dict)
+        made = structure(value, kind)
+        if not known.issuperset(value):
+            _set_extra(made, value, known)
+        return made
+
+    return structure_object
 
 
 def _is_tuple(kind: Any) -> bool:
@@ -117,53 +126,41 @@ def _structure_content(value: object, _: object) -> object:
     return value if value is None or type(value) is str else _expect(value, str)
 
 
-def _structure_completion(converter: cattrs.Converter) -> Callable[[object, object], ChatCompletion]:
-    structure = _structure_fields(ChatCompletion, converter)
-
-    def structure_completion(value: object, _: object) -> ChatCompletion:
-        completion: ChatCompletion = structure(cast("JSON", value), ChatCompletion)
-        _keep_extra(completion, cast("JSON", value))
-        return completion
-
-    return structure_completion
-
-
 def _structure_chunk(converter: cattrs.Converter) -> Callable[[object, object], ChatCompletionChunk]:
     """A chunk comes as text, which msgspec reads into the class at once; or as an object, after `repair`."""
-    structure = _structure_fields(ChatCompletionChunk, converter)
+    structure = _structure_object(ChatCompletionChunk, converter)
     decode = msgspec.json.Decoder(ChatCompletionChunk).decode
 
     def structure_chunk(value: object, _: object) -> ChatCompletionChunk:
-        if isinstance(value, str):
-            chunk = decode(value)
-            chunk.data = value  # whatever field of this name the text has
-            _keep_extra(chunk, msgspec.json.decode(value))
-        else:
-            chunk = structure(cast("JSON", value), ChatCompletionChunk)
-            _keep_extra(chunk, cast("JSON", value))
+        if not isinstance(value, str):
+            return cast("ChatCompletionChunk", structure(value, ChatCompletionChunk))
+        chunk = decode(value)
+        chunk.data = value  # whatever field of this name the text has
+        _set_all_extra(chunk, msgspec.json.decode(value))
         return chunk
 
     return structure_chunk
 
 
-def _keep_extra(made: Any, sent: JSON) -> None:
-    """Keep what an object of an answer holds beside its fields, and do the same for the objects in it."""
+def _set_extra(made: Any, sent: JSON, known: frozenset[str]) -> None:
+    """Keep what was sent beside the fields."""
+    made.extra = {name: value for name, value in sent.items() if name not in known and value is not None}
+    if isinstance(made, Usage):
+        _read_details(made)
+
+
+def _set_all_extra(made: Any, sent: JSON) -> None:
+    """Do so for an object that msgspec has made, which may have filled `extra` like any field, and for those in it."""
     kind = cast("type[attrs.AttrsInstance]", type(made))
-    known = _KNOWN[kind]
-    if not sent.keys() <= known:
-        made.extra = {name: value for name, value in sent.items() if name not in known and value is not None}
-    elif made.extra:  # msgspec fills it like any other field
-        made.extra = {}
+    _set_extra(made, sent, _KNOWN[kind])
     for name in _PARTS[kind]:
         part = getattr(made, name)
         if isinstance(part, tuple):
             parts = zip(cast("tuple[object, ...]", part), cast("list[JSON]", sent.get(name) or ()), strict=True)
             for each, each_sent in parts:
-                _keep_extra(each, each_sent)
+                _set_all_extra(each, each_sent)
         elif part is not None and sent.get(name):
-            _keep_extra(part, cast("JSON", sent[name]))
-    if kind is Usage:
-        _read_details(made)
+            _set_all_extra(part, cast("JSON", sent[name]))
 
 
 def _read_details(usage: Usage) -> None:
