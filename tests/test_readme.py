@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,3 +51,13 @@ async def test_program(program: str, piapi_server: LocalServer, tmp_path: Path) 
     assert out
     # asyncio also says when a step took over 100 ms: that is a busy machine, no fault of the program.
     assert re.sub(r"^Executing <.*> took [\d.]+ seconds\n", "", errors, flags=re.MULTILINE) == ""
+
+
+@pytest.mark.slow
+def test_programs_are_typed(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    for i, program in enumerate(PROGRAMS):
+        tmp_path.joinpath(f"program_{i}.py").write_text(program, encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(tmp_path)]
+    checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
