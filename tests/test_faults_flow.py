@@ -9,6 +9,7 @@ import asyncio
 import gc
 import os
 import random
+import re
 import resource
 import socket
 import sys
@@ -529,7 +530,9 @@ async def test_J7_the_loop_ends_with_streams_open() -> None:
     async with RawServer([ReadRequest(), Send(sse_cut(chunk("Hel"))), Wait()]) as server:
         command = [sys.executable, "-X", "dev", "-W", "error", "-c", SHUT_DOWN, server.base_url]
         done = await anyio.run_process(command, check=False)
-    assert (done.stdout, done.stderr, done.returncode) == (b"Hel\n", b"", 0)
+    # asyncio also says when a step took over 100 ms: that is a busy machine.
+    errors = re.sub(rb"^Executing <.*> took [\d.]+ seconds\n", b"", done.stderr, flags=re.MULTILINE)
+    assert (done.stdout, errors, done.returncode) == (b"Hel\n", b"", 0)
 
 
 async def test_J8_used_where_it_does_not_belong() -> None:
