@@ -1,7 +1,8 @@
 """The wire format: a request to bytes; bytes to a completion, a chunk or an error. No IO, no clock.
 
-    request   → request (bytes and headers to send)
-    answer    → headers, completion (not streamed), chunks → join (streamed), error_objects → failure (errors)
+    request   → request (bytes and headers to send; call_ids makes the ids of tool calls good)
+    answer    → headers, completion (not streamed), chunks → indexes → join and calls (streamed),
+                error_objects → failure (errors)
 
 One `converter` (in `convert`) makes the classes of `models` of JSON. What it refuses as it comes is read again the
 tolerant way: the standard library's JSON, which knows lone surrogates (`parse`); then `repair`, which undoes the

@@ -83,7 +83,7 @@ class _Frame:
         header = chunk.id, chunk.object, chunk.created, chunk.model
         expected = Delta(choice.delta.role, text)
         if field != "content":
-            expected = Delta(choice.delta.role, choice.delta.content or None, extra={field: text})
+            expected = Delta(choice.delta.role, choice.delta.content, extra={field: text})
         if choice != ChunkChoice(choice.index, expected, extra=choice.extra):
             return None
         behind = quote + tail
@@ -95,7 +95,7 @@ class _Frame:
             choice.index,
             expected.role,
             field,
-            expected.content if field != "content" else None,
+            choice.delta.content if field != "content" else None,
             dict(chunk.extra),
             dict(choice.extra),
             builder.texts_of(choice.index, field),
