@@ -1,0 +1,210 @@
+"""Kinds 11 to 13 of `test_gateways.py`: what stands beside the text of an answer is kept, and can be sent back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from piapi_async import Client, FunctionCall, Message, Provider, Retry, StreamTruncatedError, ToolCall
+from piapi_async.stream import CallDelta, Reasoning, Text
+from piapi_async.testing import Close, RawServer, ReadRequest, Send
+from tests.leaks import PROMPT
+from tests.test_gateways import answer, chunks_of, events_of, named, part, plain
+from tests.wires import (
+    DONE,
+    WHOLE,
+    ask,
+    chunk,
+    completion,
+    dialled,
+    failure,
+    ok,
+    quiet,  # noqa: F401  # a fixture of every test here
+    read,
+    sse,
+    sse_cut,
+)
+
+pytestmark = pytest.mark.anyio
+
+# -- 11. Fields that are kept ------------------------------------------------------------------------------------------
+
+CITED = [{"type": "url_citation", "url_citation": {"url": "https://example.com/a"}}]
+ALSO = [{"type": "url_citation", "url_citation": {"url": "https://example.com/b"}}]
+PICTURE = {"type": "image_url", "image_url": {"url": "https://example.com/sea.png"}}
+THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm. "}]}
+SIGNED = {"type": "thinking", "thinking": [{"type": "text", "text": "So."}], "signature": "s-1"}
+
+DELTAS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    "reasoning in DeepSeek's words": (
+        [{"reasoning_content": "Hm. "}, {"reasoning_content": "So."}, {"content": "Hi"}],
+        {"content": "Hi", "reasoning_content": "Hm. So."},
+    ),
+    "reasoning in OpenRouter's words": (
+        [{"content": "", "reasoning": "Hm. "}, {"content": "", "reasoning": "So."}, {"content": "Hi"}],
+        {"content": "Hi", "reasoning": "Hm. So."},
+    ),
+    "reasoning as parts, with a signature": (
+        [{"content": [THOUGHT]}, {"content": [SIGNED]}, {"content": "Hi"}],
+        {
+            "content": [
+                {
+                    "type": "thinking",
+                    "thinking": [{"type": "text", "text": "Hm. "}, {"type": "text", "text": "So."}],
+                    "signature": "s-1",
+                },
+                {"type": "text", "text": "Hi"},
+            ]
+        },
+    ),
+    "a refusal": ([{"refusal": "I can't "}, {"refusal": "do that."}], {"content": "", "refusal": "I can't do that."}),
+    "audio": (
+        [{"audio": {"id": "a-1", "transcript": "Hi, "}}, {"audio": {"transcript": "sea", "data": "UklG"}}],
+        {"content": "", "audio": {"id": "a-1", "transcript": "Hi, sea", "data": "UklG"}},
+    ),
+    "audio's data in pieces": (
+        [{"audio": {"data": "UklG"}}, {"audio": {"data": "RgAA", "expires_at": 5}}],
+        {"content": "", "audio": {"data": "UklGRgAA", "expires_at": 5}},
+    ),
+    "pictures": ([{"images": [PICTURE]}, {"content": "Hi"}], {"content": "Hi", "images": [PICTURE]}),
+    "a picture among the parts": (
+        [{"content": [{"type": "text", "text": "Hi"}]}, {"content": [PICTURE]}],
+        {"content": [{"type": "text", "text": "Hi"}, PICTURE]},
+    ),
+    "annotations": (
+        [{"content": "Hi", "annotations": CITED}, {"annotations": ALSO}],
+        {"content": "Hi", "annotations": CITED + ALSO},
+    ),
+    "a field that nobody knows": ([{"content": "Hi", "mood": {"joy": 3}}], {"content": "Hi", "mood": {"joy": 3}}),
+}
+
+
+@named(DELTAS)
+async def test_kept_of_the_deltas_of_a_stream(case: tuple[list[dict[str, Any]], dict[str, Any]]) -> None:
+    deltas, message = case
+    events = [part(**delta) for delta in deltas]
+    chunks, whole = await chunks_of(*events, part(0, "stop"), DONE)
+    (choice,) = whole.raw["choices"]  # type: ignore[misc,attr-defined]
+    assert choice["message"] == {"role": "assistant", **message}
+    assert [each.raw["choices"][0]["delta"] for each in chunks[:-1]] == deltas  # type: ignore[index]
+    for each, delta in zip(chunks, deltas, strict=False):
+        seen = each.choices[0].delta
+        for name, value in delta.items():
+            if isinstance(value, list) and name == "content":
+                assert seen.extra["content_parts"] == value
+            elif value:
+                assert (seen.extra.get(name) or getattr(seen, name, None)) == value
+    # a plain answer with the same message is the same
+    assert (await answer(ok(plain(**message)), ask)).choices[0].message == whole.choices[0].message
+
+
+REASONED = ["reasoning in DeepSeek's words", "reasoning in OpenRouter's words", "reasoning as parts, with a signature"]
+
+
+@pytest.mark.parametrize("name", REASONED)
+async def test_kept_reasoning_is_told_apart_from_the_text(name: str) -> None:
+    events = [part(**delta) for delta in DELTAS[name][0]]
+    assert await events_of(*events, part(0, "stop"), DONE) == [Reasoning("Hm. "), Reasoning("So."), Text("Hi")]
+    whole = await answer(sse(*events, part(0, "stop"), DONE))
+    assert (whole.text, whole.choices[0].message.reasoning) == ("Hi", "Hm. So.")
+    async with dialled([ReadRequest(), Send(sse(*events, part(0, "stop"), DONE))]) as (client, _):
+        async with client.stream(PROMPT) as stream:
+            assert [token async for token in stream] == ["Hi"]
+
+
+async def test_kept_signature_of_a_call() -> None:
+    google = {"google": {"thought_signature": "s-2"}}
+    piece = {"index": 0, "id": "a", "function": {"name": "f", "arguments": "{}"}, "extra_content": google}
+    call = ToolCall(FunctionCall("f", "{}"), "a", extra={"extra_content": google})
+    whole = await answer(sse(part(tool_calls=[piece]), part(0, "tool_calls"), DONE))
+    assert whole.choices[0].message.tool_calls == (call,)
+    (sent,) = whole.raw["choices"]  # type: ignore[misc,attr-defined]
+    assert sent["message"]["tool_calls"][0]["extra_content"] == google
+    told = await events_of(part(tool_calls=[piece]), part(0, "tool_calls"), DONE)
+    assert told == [CallDelta("f", "{}", "a")]
+    body = plain(tool_calls=[{name: value for name, value in piece.items() if name != "index"}])
+    assert (await answer(ok(body), ask)).choices[0].message.tool_calls == (call,)
+
+
+BESIDE = {"system_fingerprint": "fp-1", "service_tier": "flex", "provider_name": "x", "citations": ["https://e.com/a"]}
+
+
+async def test_kept_beside_the_choices() -> None:
+    plain_answer = await answer(ok(completion(**BESIDE)), ask)
+    more = {"citations": ["https://e.com/a", "https://e.com/b"], "service_tier": "default"}
+    chunks, streamed = await chunks_of(chunk("Hello!", **BESIDE), chunk(finish="stop", **more), DONE)
+    assert [each.extra for each in chunks] == [BESIDE, more]
+    assert plain_answer.extra == BESIDE
+    assert streamed.extra == BESIDE | more
+    assert streamed.raw.items() >= (BESIDE | more).items()
+
+
+async def test_kept_beside_a_message() -> None:
+    odd = {"content_filter_results": {"hate": {"filtered": False}}, "stop_reason": 7}
+    choice = {"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop", **odd}
+    assert (await answer(ok(completion(choices=[choice])), ask)).choices[0].extra == odd
+    event = {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop", **odd}]}
+    chunks, whole = await chunks_of(b"data: " + json.dumps(event).encode() + b"\n\n", DONE)
+    assert chunks[0].choices[0].extra == whole.choices[0].extra == odd
+
+
+HANDED_OUT = {
+    "reasoning": {"reasoning_content": "Hm."},
+    "reasoning in parts": {"content": [THOUGHT]},
+    "a refusal": {"refusal": "I can't"},
+    "audio": {"audio": {"data": "UklG"}},
+    "a picture": {"images": [PICTURE]},
+    "a call": {"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": ""}}]},
+}
+
+
+@named(HANDED_OUT)
+async def test_kept_apart_from_another_answer_once_it_was_handed_out(case: dict[str, Any]) -> None:
+    """It commits, as text does: no other answer begins behind it without a word."""
+    async with RawServer([ReadRequest(), Send(sse(WHOLE, DONE))]) as other:
+        backup = Provider("second", other.base_url, "sk-second-0123")
+        script = [ReadRequest(), Send(sse_cut(part(**case))), Close()]
+        async with dialled(script, backups=[backup], retry=Retry(3, base=0)) as (client, server):
+            error = await failure(read(client))
+            assert (type(error), error.committed) == (StreamTruncatedError, True)
+            assert (len(server.requests), len(other.requests)) == (1, 0)
+
+
+async def test_kept_nothing_of_an_answer_that_only_had_begun() -> None:
+    """A role and an empty text are nothing that another answer could contradict."""
+    async with RawServer([ReadRequest(), Send(sse(WHOLE, DONE))]) as other:
+        backup = Provider("second", other.base_url, "sk-second-0123")
+        script = [ReadRequest(), Send(sse_cut(part(role="assistant", content=""))), Close()]
+        async with dialled(script, backups=[backup], retry=Retry(3, base=0)) as (client, _):
+            whole = await read(client)
+    assert (whole.text, whole.provider) == ("Hello!", "second")
+
+
+# -- 12. An answer that is sent back -----------------------------------------------------------------------------------
+
+
+async def test_history_of_an_answer_of_a_stream() -> None:
+    call = {"index": 0, "function": {"name": "f", "arguments": "{}"}}
+    events = [part(reasoning_content="Hm."), part(tool_calls=[call]), part(0, "tool_calls"), DONE]
+    async with dialled([ReadRequest(), Send(sse(*events)), ReadRequest(), Send(ok())]) as (client, server):
+        message = (await read(client)).choices[0].message
+        assert (await follow_up(client, message)).endswith("!")
+        body = json.loads(server.requests[1].partition(b"\r\n\r\n")[2])
+    sent, result = body["messages"][1:]
+    assert sent["reasoning_content"] == "Hm."
+    assert sent["tool_calls"][0]["id"] == result["tool_call_id"] == "call_1"
+
+
+async def follow_up(client: Client, message: Message) -> str:
+    return (await client.complete([Message("user", PROMPT), message, Message("tool", "7")])).text
+
+
+# -- 13. A whole answer, asked for by stream ---------------------------------------------------------------------------
+
+
+async def test_long_answer_is_asked_for_by_stream() -> None:
+    async with dialled([ReadRequest(), Send(sse(WHOLE, DONE))]) as (client, server):
+        assert (await ask(client, via_stream=True)).text == "Hello!"
+        assert json.loads(server.requests[0].partition(b"\r\n\r\n")[2])["stream"] is True
