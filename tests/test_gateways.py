@@ -1,6 +1,6 @@
 """What gateways that bend the format send, over real sockets: nothing of an answer is lost, made up, or bought twice.
 
-Each kind has its section here, 11 to 13 in `test_gateways_kept.py`. Other files hold the details:
+Each kind has its section here, 9 to 13 in `test_gateways_kept.py`. Other files hold the details:
 
 | Kind                         | Tests             | More of it                                         |
 |------------------------------|-------------------|----------------------------------------------------|
@@ -22,7 +22,6 @@ Each kind has its section here, 11 to 13 in `test_gateways_kept.py`. Other files
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +31,6 @@ from piapi_async import (
     APIResponseError,
     APIStatusError,
     ChatCompletion,
-    ChatCompletionChunk,
     FunctionCall,
     Provider,
     RateLimitError,
@@ -44,6 +42,7 @@ from piapi_async import (
 from piapi_async.errors import InsufficientQuotaError, InternalServerError
 from piapi_async.stream import CallDelta, Text
 from piapi_async.testing import Close, RawServer, ReadRequest, Send, http_response
+from tests.gateways import COUNTS, answer, event, events_of, named, part, plain
 from tests.leaks import PROMPT
 from tests.wires import (
     BOTH,
@@ -64,47 +63,6 @@ from tests.wires import (
 )
 
 pytestmark = pytest.mark.anyio
-
-COUNTS = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-
-
-def event(**fields: Any) -> bytes:
-    return b"data: " + json.dumps(fields).encode() + b"\n\n"
-
-
-def part(index: object = 0, finish: object = None, /, **delta: Any) -> bytes:
-    """An event with one choice."""
-    return event(choices=[{"index": index, "delta": delta, "finish_reason": finish}])
-
-
-def plain(**message: Any) -> bytes:
-    """A body with one message."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": None, **message}, "finish_reason": "stop"}
-    return completion(choices=[choice])
-
-
-async def answer(sent: bytes, how: Any = read, **params: Any) -> ChatCompletion:
-    """What a client makes of an answer, for which it must not ask twice; many attempts are allowed."""
-    async with dialled([ReadRequest(), Send(sent), Close()], retry=Retry(3, base=0)) as (client, server):
-        whole: ChatCompletion = await how(client, **params)
-        assert len(server.requests) == 1
-        assert [attempt.kind for attempt in whole.attempts] == ["ok"]
-        return whole
-
-
-async def chunks_of(*events: bytes) -> tuple[list[ChatCompletionChunk], ChatCompletion]:
-    async with dialled([ReadRequest(), Send(sse(*events))]) as (client, _), client.stream(PROMPT) as stream:
-        return [each async for each in stream.chunks()], await stream.completion()
-
-
-async def events_of(*events: bytes) -> list[Any]:
-    async with dialled([ReadRequest(), Send(sse(*events))]) as (client, _), client.stream(PROMPT) as stream:
-        return [each async for each in stream.events()]
-
-
-def named(table: dict[str, Any]) -> Any:
-    return pytest.mark.parametrize("case", table.values(), ids=table.keys())
-
 
 # -- 1. The end of a stream --------------------------------------------------------------------------------------------
 
@@ -567,75 +525,3 @@ async def test_error_of_an_empty_account_at_a_reseller(how: Any) -> None:
     await fails(
         Send(http_response(403, body)), cls=InsufficientQuotaError, kind="status", how=how, maybe_billed=False
     )  # fmt: skip
-
-
-# -- 9. Large events ---------------------------------------------------------------------------------------------------
-
-
-async def test_large_event_with_a_picture_and_what_comes_behind_it() -> None:
-    picture = "data:image/png;base64," + "iVBO" * (3 << 18)
-    images = [{"type": "image_url", "image_url": {"url": picture}}]
-    chunks, whole = await chunks_of(part(content="Here:"), part(images=images), part(0, "stop", content=" so."), DONE)
-    assert (whole.text, whole.image_urls, whole.finish_reason) == ("Here: so.", (picture,), "stop")
-    assert chunks[1].choices[0].delta.extra == {"images": images}
-
-
-# -- 10. Usage ---------------------------------------------------------------------------------------------------------
-
-USAGES: dict[str, tuple[list[bytes], Usage | None]] = {
-    "on every chunk: the last counts": (
-        [
-            chunk("Hel", usage={"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}),
-            chunk("lo!", "stop", usage=COUNTS),
-        ],
-        Usage(3, 2, 5),
-    ),
-    "null behind it": ([chunk("Hello!", "stop", usage=COUNTS), event(choices=[], usage=None)], Usage(3, 2, 5)),
-    "with what can't be true behind it": (
-        [chunk("Hello!", "stop", usage=COUNTS), event(choices=[], usage={"prompt_tokens": -1, "completion_tokens": 2})],
-        Usage(3, 2, 5),
-    ),
-    "of a choice": (
-        [event(choices=[{"index": 0, "delta": {"content": "Hello!"}, "finish_reason": "stop", "usage": COUNTS}])],
-        Usage(3, 2, 5),
-    ),
-    "in x_groq": ([chunk("Hello!"), chunk(finish="stop", x_groq={"id": "r-1", "usage": COUNTS})], Usage(3, 2, 5)),
-    "by other names": (
-        [chunk("Hello!", "stop"), event(choices=[], usage={"input_tokens": 3, "output_tokens": 2})],
-        Usage(3, 2, 5, extra={"input_tokens": 3, "output_tokens": 2}),
-    ),
-    "with the reasoning in the sum alone": (
-        [chunk("Hello!", "stop", usage={**COUNTS, "total_tokens": 45})],
-        Usage(3, 2, 45),
-    ),
-    "with the provider's price": (
-        [chunk("Hello!", "stop"), event(choices=[], usage={**COUNTS, "cost": 0.25})],
-        Usage(3, 2, 5, extra={"cost": 0.25}),
-    ),
-    "with details": (
-        [
-            chunk(
-                "Hello!", "stop", usage={**COUNTS, "cached_tokens": 1, "output_tokens_details": {"reasoning_tokens": 2}}
-            )
-        ],
-        Usage(3, 2, 5, 1, 2, extra={"output_tokens_details": {"reasoning_tokens": 2}}),
-    ),
-    "none": ([chunk("Hello!", "stop")], None),
-}
-
-
-@named(USAGES)
-async def test_usage_of_a_stream(case: tuple[list[bytes], Usage | None]) -> None:
-    events, usage = case
-    whole = await answer(sse(*events, DONE))
-    assert (whole.text, whole.usage, whole.cost_estimated) == ("Hello!", usage, usage is None)
-
-
-async def test_usage_is_billed_with_the_reasoning() -> None:
-    less, more = [await answer(ok(completion(usage={**COUNTS, "total_tokens": total})), ask) for total in (5, 45)]
-    assert less.usage is not None
-    assert more.usage is not None
-    assert (less.usage.output_tokens, more.usage.output_tokens) == (2, 42)
-    assert less.cost is not None
-    assert more.cost is not None
-    assert more.cost > less.cost

@@ -1,4 +1,4 @@
-"""Kinds 11 to 13 of `test_gateways.py`: what stands beside the text of an answer is kept, and can be sent back."""
+"""Kinds 9 to 13 of `test_gateways.py`: pictures, counts, and all that stands beside a text, kept and sent back."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from piapi_async import Client, FunctionCall, Message, Provider, Retry, StreamTruncatedError, ToolCall
+from piapi_async import Client, FunctionCall, Message, Provider, Retry, StreamTruncatedError, ToolCall, Usage
 from piapi_async.stream import CallDelta, Reasoning, Text
 from piapi_async.testing import Close, RawServer, ReadRequest, Send
+from tests.gateways import COUNTS, answer, chunks_of, event, events_of, named, part, plain
 from tests.leaks import PROMPT
-from tests.test_gateways import answer, chunks_of, events_of, named, part, plain
 from tests.wires import (
     DONE,
     WHOLE,
@@ -28,6 +28,78 @@ from tests.wires import (
 )
 
 pytestmark = pytest.mark.anyio
+
+# -- 9. Large events ---------------------------------------------------------------------------------------------------
+
+
+async def test_large_event_with_a_picture_and_what_comes_behind_it() -> None:
+    picture = "data:image/png;base64," + "iVBO" * (3 << 18)
+    images = [{"type": "image_url", "image_url": {"url": picture}}]
+    chunks, whole = await chunks_of(part(content="Here:"), part(images=images), part(0, "stop", content=" so."), DONE)
+    assert (whole.text, whole.image_urls, whole.finish_reason) == ("Here: so.", (picture,), "stop")
+    assert chunks[1].choices[0].delta.extra == {"images": images}
+
+
+# -- 10. Usage ---------------------------------------------------------------------------------------------------------
+
+USAGES: dict[str, tuple[list[bytes], Usage | None]] = {
+    "on every chunk: the last counts": (
+        [
+            chunk("Hel", usage={"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}),
+            chunk("lo!", "stop", usage=COUNTS),
+        ],
+        Usage(3, 2, 5),
+    ),
+    "null behind it": ([chunk("Hello!", "stop", usage=COUNTS), event(choices=[], usage=None)], Usage(3, 2, 5)),
+    "with what can't be true behind it": (
+        [chunk("Hello!", "stop", usage=COUNTS), event(choices=[], usage={"prompt_tokens": -1, "completion_tokens": 2})],
+        Usage(3, 2, 5),
+    ),
+    "of a choice": (
+        [event(choices=[{"index": 0, "delta": {"content": "Hello!"}, "finish_reason": "stop", "usage": COUNTS}])],
+        Usage(3, 2, 5),
+    ),
+    "in x_groq": ([chunk("Hello!"), chunk(finish="stop", x_groq={"id": "r-1", "usage": COUNTS})], Usage(3, 2, 5)),
+    "by other names": (
+        [chunk("Hello!", "stop"), event(choices=[], usage={"input_tokens": 3, "output_tokens": 2})],
+        Usage(3, 2, 5, extra={"input_tokens": 3, "output_tokens": 2}),
+    ),
+    "with the reasoning in the sum alone": (
+        [chunk("Hello!", "stop", usage={**COUNTS, "total_tokens": 45})],
+        Usage(3, 2, 45),
+    ),
+    "with the provider's price": (
+        [chunk("Hello!", "stop"), event(choices=[], usage={**COUNTS, "cost": 0.25})],
+        Usage(3, 2, 5, extra={"cost": 0.25}),
+    ),
+    "with details": (
+        [
+            chunk(
+                "Hello!", "stop", usage={**COUNTS, "cached_tokens": 1, "output_tokens_details": {"reasoning_tokens": 2}}
+            )
+        ],
+        Usage(3, 2, 5, 1, 2, extra={"output_tokens_details": {"reasoning_tokens": 2}}),
+    ),
+    "none": ([chunk("Hello!", "stop")], None),
+}
+
+
+@named(USAGES)
+async def test_usage_of_a_stream(case: tuple[list[bytes], Usage | None]) -> None:
+    events, usage = case
+    whole = await answer(sse(*events, DONE))
+    assert (whole.text, whole.usage, whole.cost_estimated) == ("Hello!", usage, usage is None)
+
+
+async def test_usage_is_billed_with_the_reasoning() -> None:
+    less, more = [await answer(ok(completion(usage={**COUNTS, "total_tokens": total})), ask) for total in (5, 45)]
+    assert less.usage is not None
+    assert more.usage is not None
+    assert (less.usage.output_tokens, more.usage.output_tokens) == (2, 42)
+    assert less.cost is not None
+    assert more.cost is not None
+    assert more.cost > less.cost
+
 
 # -- 11. Fields that are kept ------------------------------------------------------------------------------------------
 
@@ -145,8 +217,8 @@ async def test_kept_beside_a_message() -> None:
     odd = {"content_filter_results": {"hate": {"filtered": False}}, "stop_reason": 7}
     choice = {"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop", **odd}
     assert (await answer(ok(completion(choices=[choice])), ask)).choices[0].extra == odd
-    event = {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop", **odd}]}
-    chunks, whole = await chunks_of(b"data: " + json.dumps(event).encode() + b"\n\n", DONE)
+    sent = event(choices=[{"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop", **odd}])
+    chunks, whole = await chunks_of(sent, DONE)
     assert chunks[0].choices[0].extra == whole.choices[0].extra == odd
 
 
