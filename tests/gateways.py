@@ -49,5 +49,5 @@ async def events_of(*events: bytes) -> list[Any]:
         return [each async for each in stream.events()]
 
 
-def named(table: dict[str, Any]) -> Any:
+def named(table: dict[str, Any]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", table.values(), ids=table.keys())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -158,9 +158,9 @@ async def test_kept_of_the_deltas_of_a_stream(case: tuple[list[dict[str, Any]], 
     deltas, message = case
     events = [part(**delta) for delta in deltas]
     chunks, whole = await chunks_of(*events, part(0, "stop"), DONE)
-    (choice,) = whole.raw["choices"]  # type: ignore[misc,attr-defined]
+    (choice,) = cast("list[Any]", whole.raw["choices"])
     assert choice["message"] == {"role": "assistant", **message}
-    assert [each.raw["choices"][0]["delta"] for each in chunks[:-1]] == deltas  # type: ignore[index]
+    assert [cast("list[Any]", each.raw["choices"])[0]["delta"] for each in chunks[:-1]] == deltas
     for each, delta in zip(chunks, deltas, strict=False):
         seen = each.choices[0].delta
         for name, value in delta.items():
@@ -192,20 +192,25 @@ async def test_kept_signature_of_a_call() -> None:
     call = ToolCall(FunctionCall("f", "{}"), "a", extra={"extra_content": google})
     whole = await answer(sse(part(tool_calls=[piece]), part(0, "tool_calls"), DONE))
     assert whole.choices[0].message.tool_calls == (call,)
-    (sent,) = whole.raw["choices"]  # type: ignore[misc,attr-defined]
-    assert sent["message"]["tool_calls"][0]["extra_content"] == google
+    sent: Any = whole.raw["choices"]
+    assert sent[0]["message"]["tool_calls"][0]["extra_content"] == google
     told = await events_of(part(tool_calls=[piece]), part(0, "tool_calls"), DONE)
     assert told == [CallDelta("f", "{}", "a")]
     body = plain(tool_calls=[{name: value for name, value in piece.items() if name != "index"}])
     assert (await answer(ok(body), ask)).choices[0].message.tool_calls == (call,)
 
 
-BESIDE = {"system_fingerprint": "fp-1", "service_tier": "flex", "provider_name": "x", "citations": ["https://e.com/a"]}
+BESIDE: dict[str, Any] = {
+    "system_fingerprint": "fp-1",
+    "service_tier": "flex",
+    "provider_name": "x",
+    "citations": ["https://e.com/a"],
+}
 
 
 async def test_kept_beside_the_choices() -> None:
     plain_answer = await answer(ok(completion(**BESIDE)), ask)
-    more = {"citations": ["https://e.com/a", "https://e.com/b"], "service_tier": "default"}
+    more: dict[str, Any] = {"citations": ["https://e.com/a", "https://e.com/b"], "service_tier": "default"}
     chunks, streamed = await chunks_of(chunk("Hello!", **BESIDE), chunk(finish="stop", **more), DONE)
     assert [each.extra for each in chunks] == [BESIDE, more]
     assert plain_answer.extra == BESIDE
@@ -244,11 +249,12 @@ async def test_kept_apart_from_another_answer_once_it_was_handed_out(case: dict[
             assert (len(server.requests), len(other.requests)) == (1, 0)
 
 
-async def test_kept_nothing_of_an_answer_that_only_had_begun() -> None:
-    """A role and an empty text are nothing that another answer could contradict."""
+@pytest.mark.parametrize("empty", [{}, {"reasoning_content": ""}, {"annotations": [], "refusal": "", "tool_calls": []}])
+async def test_kept_nothing_of_an_answer_that_only_had_begun(empty: dict[str, Any]) -> None:
+    """A role and empty fields are nothing that another answer could contradict."""
     async with RawServer([ReadRequest(), Send(sse(WHOLE, DONE))]) as other:
         backup = Provider("second", other.base_url, "sk-second-0123")
-        script = [ReadRequest(), Send(sse_cut(part(role="assistant", content=""))), Close()]
+        script = [ReadRequest(), Send(sse_cut(part(role="assistant", content="", **empty))), Close()]
         async with dialled(script, backups=[backup], retry=Retry(3, base=0)) as (client, _):
             whole = await read(client)
     assert (whole.text, whole.provider) == ("Hello!", "second")
