@@ -80,6 +80,10 @@ USAGES: dict[str, tuple[list[bytes], Usage | None]] = {
         ],
         Usage(3, 2, 5, 1, 2, extra={"output_tokens_details": {"reasoning_tokens": 2}}),
     ),
+    "with details beside the counts": (
+        [chunk("Hello!", "stop", usage={**COUNTS, "cached_tokens": 1, "reasoning_tokens": 2, "cost": 0})],
+        Usage(3, 2, 5, 1, 2, extra={"cost": 0}),
+    ),
     "none": ([chunk("Hello!", "stop")], None),
 }
 

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from piapi_async import APIConnectionError, APIResponseError, FunctionCall, StreamTruncatedError, ToolCall
+from piapi_async.errors import StreamTooLargeError
+from piapi_async.sse import MAX_EVENT_BYTES
+from piapi_async.wire import AnswerBuilder
 from tests.stream.exchanges import Bytes, batches, delta, event, joined
 from tests.wires import DONE
 
@@ -133,3 +136,14 @@ async def test_a_choice_below_zero_stays_in_its_stream() -> None:
 async def test_a_half_surrogate_at_the_end_is_replaced() -> None:
     half = delta(content="?").replace(b'"?"', rb'"a\ud83d"')
     assert (await joined(half, DONE)).text == "a\ufffd"
+
+
+async def test_a_line_of_json_is_not_larger_than_an_event() -> None:
+    line = delta(content="a").removeprefix(b"data: ").rstrip() + b"\n"
+    builder = AnswerBuilder()
+    with pytest.raises(StreamTooLargeError, match="a line of the stream") as caught:
+        async for _ in batches(Bytes(line, line, bytes(MAX_EVENT_BYTES), b"x"), builder):
+            pass
+    assert (builder.text, caught.value.maybe_billed) == ("aa", True)
+    many = [line] * 3 + [b" " * (MAX_EVENT_BYTES - 1), b"\n"] * 2 + [line]  # together they may be
+    assert (await joined(*many, delta(finish="stop").removeprefix(b"data: "))).text == "aaaa"

@@ -266,3 +266,11 @@ def test_surrogates(written: str, read: str) -> None:
     decoded = decode(completion({"content": "?"}, x={"?": "?"}).replace(b"?", written.encode()))
     assert decoded.text == read
     assert decoded.raw["x"] == {read: read}
+
+
+def test_calls_without_an_object_around_name_and_arguments() -> None:
+    calls = [{"id": "a", "type": "function", "name": "f", "arguments": "{}"}]
+    message = {"role": "assistant", "content": None, "tool_calls": calls}
+    assert decode(completion(message)).choices[0].message == Message(
+        "assistant", tool_calls=(ToolCall(FunctionCall("f", "{}"), "a"),)
+    )
