@@ -329,7 +329,7 @@ BESIDE = {"system_fingerprint": "fp-1", "citations": ["u"]}
 @pytest.mark.parametrize("field", ["content", "reasoning_content", "reasoning"])
 def test_what_stands_beside_a_growing_text_comes_with_each_chunk(field: str) -> None:
     def dumps(text: str, **fields: object) -> str:
-        return chunk({**delta(**{field: text}), "stop_reason": 0, **fields}, **BESIDE)
+        return chunk({"index": 0, "delta": {field: text}, "stop_reason": 0, **fields}, **BESIDE)
 
     chunks = decode_chunks(*map(dumps, "abc"), dumps("d", stop_reason=1))
     assert [each.extra for each in chunks] == [BESIDE] * 4

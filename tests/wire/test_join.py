@@ -245,12 +245,25 @@ def test_parts_are_joined(chunks: list[ChatCompletionChunk], content: object) ->
 
 def test_a_whole_object_of_arguments_is_followed_by_another_call() -> None:
     """Without ids, and with one index for all: by the name, once the arguments before it are whole."""
-    one = [tool('{"a": 1}', "f", index=0), tool("{", "f", index=0), tool("}", index=0)]
+    one = [
+        tool('{"a": ', "f", index=0),
+        tool("1}", index=0),
+        tool(" ", index=0),
+        tool("{", "f", index=0),
+        tool("}", index=0),
+    ]
     assert joined_message(*(chunk_of(tool_calls=(each,)) for each in one)).tool_calls == (
-        tool('{"a": 1}', "f"),
+        tool('{"a": 1} ', "f"),
         tool("{}", "f"),
     )
-    for half in ("", "[1]", "{", "[" * 100_000):  # no whole object: the name is one that comes in pieces, or again
+    for half in (
+        "",
+        "[1]",
+        "{",
+        '{"a": {}',
+        "}",
+        '{"a":' * 100_000 + "}",
+    ):  # no whole object: the name is one that comes in pieces, or again
         pieces = [tool(half, "get_", index=0), tool("", "time", index=0)]
         message = joined_message(*(chunk_of(tool_calls=(each,)) for each in pieces))
         assert message.tool_calls == (tool(half, "get_time"),)
