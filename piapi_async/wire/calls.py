@@ -57,6 +57,9 @@ class CallParts:
 
     def is_whole(self) -> bool:
         """Whether the arguments so far are a whole JSON object."""
+        last = next((piece for piece in reversed(self.arguments) if piece.strip()), "")
+        if not last.rstrip().endswith("}"):  # nearly always: to parse them for each piece would take long
+            return False
         with suppress(ValueError, RecursionError):
             return isinstance(json.loads("".join(self.arguments)), dict)
         return False

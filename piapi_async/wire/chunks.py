@@ -47,6 +47,9 @@ _PING = ("ping", "keepalive", "keep-alive", "heartbeat")
 _NOT_AS_IT_IS = frozenset({"message", "text", "usage", "error"})
 """Keys of a choice that mean that something stands where it is not looked for."""
 
+_OF_A_FUNCTION = frozenset({"name", "arguments"})
+"""Keys of a tool call that mean that its function stands beside the object that should hold it."""
+
 _decode_text = msgspec.json.Decoder(str).decode
 
 _Place: TypeAlias = tuple[int, str, int]
@@ -228,6 +231,8 @@ class ChunkDecoder:
             if choice.finish_reason is not None and not is_word(choice.finish_reason):
                 return False
             if not _NOT_AS_IT_IS.isdisjoint(choice.extra):
+                return False
+            if any(not _OF_A_FUNCTION.isdisjoint(call.extra) for call in choice.delta.tool_calls or ()):
                 return False
         return True
 

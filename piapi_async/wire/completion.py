@@ -87,7 +87,7 @@ def _is_plain(choices: Sequence[Choice]) -> bool:
             return False
         if choice.finish_reason not in _PLAIN_REASONS or not _ODD.isdisjoint(choice.extra):
             return False
-        if choice.message.tool_calls and not all(call.id for call in choice.message.tool_calls):
+        if choice.message.tool_calls and not all(c.id and c.function.name for c in choice.message.tool_calls):
             return False
     return True
 

@@ -201,7 +201,7 @@ def structure(fields: JSON, kind: type[T], text: str, secrets: Iterable[Secret])
         return converter(detailed=True).structure(fields, kind)
     except Exception as error:  # cattrs gathers whatever the hooks raise into an exception group
         problem = cattrs.transform_error(error, format_exception=_say)[0]
-    raise malformed(problem, text, secrets)
+    raise malformed(problem, text, secrets, "not a completion")
 
 
 def _say(error: BaseException, kind: type[object] | None) -> str:

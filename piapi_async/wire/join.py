@@ -43,12 +43,12 @@ class _Gathered:
     texts: dict[str, list[str]] = attrs.field(factory=dict[str, list[str]])
 
     def __bool__(self) -> bool:
-        return bool(self.values or any(self.texts.values()))
+        return any(self.values.values()) or any(self.texts.values())
 
     def add(self, extra: Mapping[str, object]) -> None:
         for name, value in extra.items():
             if isinstance(value, str):
-                self.texts_of(name).append(value)
+                self.texts_of(name).extend([value] if value else [])
             else:
                 self.values[name] = _extended(self.values.get(name), value)
 

@@ -139,7 +139,8 @@ def malformed(problem: str, text: str, secrets: Iterable[Secret], kind: ErrorKin
         problem: What is wrong with it, as the end of a sentence.
         text: What came.
         secrets: Keys that must not appear in the error.
-        kind: `"not a completion"` for something else altogether, `"response"` for one with a wrong detail.
+        kind: `"not a completion"` for something else, or one with a field that no text can be read from; `"response"`
+            for JSON that must not be asked for again.
     """
     if text.lstrip(BLANK)[:1] == "<":
         problem, kind = "it is a web page", "edge page"

@@ -72,6 +72,57 @@ def test_raw_is_the_callers_own() -> None:
     assert ChatCompletionChunk().raw == {}
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "https://e.com/1"}}
+
+
+@pytest.mark.parametrize(
+    ("message", "urls"),
+    [
+        (Message("assistant"), ()),
+        (
+            Message("assistant", "![sea](https://e.com/1) and ![](<https://e.com/2> 'x')"),
+            ("https://e.com/1", "https://e.com/2"),
+        ),
+        (
+            Message("assistant", (IMAGE, {"type": "image_url", "image_url": "https://e.com/2"})),
+            ("https://e.com/1", "https://e.com/2"),
+        ),
+        (Message("assistant", "Here:", extra={"images": [IMAGE, IMAGE]}), ("https://e.com/1",)),
+        (Message("assistant", "", extra={"images": ["x", None, {"image_url": 5}, {"image_url": {"url": 5}}]}), ()),
+        (Message("assistant", "", extra={"images": "https://e.com/1"}), ()),
+    ],
+)
+def test_image_urls(message: Message, urls: tuple[str, ...]) -> None:
+    assert answer(Choice(0, message)).image_urls == urls
+    assert answer().image_urls == ()
+
+
+THOUGHTS = (
+    {"type": "thinking", "thinking": "Hm. "},
+    {"type": "reasoning", "reasoning": [{"type": "text", "text": "So"}, ".", 5, {"text": 5}]},
+    {"type": "thinking", "thinking": {"text": "x"}},
+    {"type": "text", "text": "Hi"},
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "extra", "reasoning"),
+    [
+        (None, {}, None),
+        ("Hi", {"reasoning_content": "a", "reasoning": "b"}, "a"),
+        ("Hi", {"reasoning_content": "", "reasoning": "b"}, "b"),
+        ("Hi", {"reasoning": {"effort": "low"}}, None),
+        (THOUGHTS, {}, "Hm. So."),
+        (THOUGHTS, {"reasoning": "b"}, "b"),
+        (THOUGHTS[3:], {}, None),
+    ],
+)
+def test_reasoning(content: Any, extra: dict[str, Any], reasoning: str | None) -> None:
+    assert Message("assistant", content, extra=extra).reasoning == reasoning
+    parts = {} if content is None or isinstance(content, str) else {"content_parts": list(content)}
+    assert Delta(extra={**extra, **parts}).reasoning == reasoning
+
+
 # -- JSON and notebooks ------------------------------------------------------------------------------------------------
 
 

@@ -321,3 +321,44 @@ def test_what_the_caller_does_to_a_chunk_does_not_reach_the_next() -> None:
     chunks[0].id, chunks[0].model, chunks[0].choices[0].index = "mine", None, 7
     decoder.decode([event], chunks)
     assert chunks[1] == ChatCompletionChunk((ChunkChoice(0, Delta(content="a")),), "c-1", model="m")
+
+
+BESIDE = {"system_fingerprint": "fp-1", "citations": ["u"]}
+
+
+@pytest.mark.parametrize("field", ["content", "reasoning_content", "reasoning"])
+def test_what_stands_beside_a_growing_text_comes_with_each_chunk(field: str) -> None:
+    def dumps(text: str, **fields: object) -> str:
+        return chunk({"index": 0, "delta": {field: text}, "stop_reason": 0, **fields}, **BESIDE)
+
+    chunks = decode_chunks(*map(dumps, "abc"), dumps("d", stop_reason=1))
+    assert [each.extra for each in chunks] == [BESIDE] * 4
+    assert [each.choices[0].extra for each in chunks] == [{"stop_reason": n} for n in (0, 0, 0, 1)]
+    deltas = [each.choices[0].delta for each in chunks]
+    assert [each.content or each.extra[field] for each in deltas] == list("abcd")
+    chunks[0].extra, deltas[1].extra = {}, {}
+    assert chunks[1].extra == BESIDE
+
+
+def test_a_text_beside_another_that_stays() -> None:
+    """As servers that send an empty content, or the same one, with each piece of reasoning."""
+    chunks = decode_chunks(*(chunk(delta(content=c, reasoning=r)) for c, r in ["aw", "ax", ("", "y"), ("", "z")]))
+    assert [each.choices[0].delta for each in chunks] == [
+        Delta(content=c, extra={"reasoning": r}) for c, r in ["aw", "ax", ("", "y"), ("", "z")]
+    ]
+
+
+@pytest.mark.parametrize("field", ["content", "refusal", "reasoning_content", "mood"])
+def test_half_a_pair_at_the_end_is_replaced_where_it_stands(field: str) -> None:
+    half, replaced = chunk(delta(1, **{field: "a\ud83d"})), decode_chunks(chunk(delta(1, **{field: "\ufffd"})))
+    first, last = decode_chunks(half)
+    assert last.choices == replaced[0].choices
+    assert decode_chunks(half, chunk(delta(1, **{field: "\ude00"})))[1] == decode_one(chunk(delta(1, **{field: "😀"})))
+    assert first == decode_one(chunk(delta(1, **{field: "a"})))
+
+
+def test_a_call_without_an_object_around_its_name_and_arguments() -> None:
+    call = {"index": 0, "id": "a", "name": "f", "arguments": "{}"}
+    assert decode_one(chunk(delta(tool_calls=[call]))).choices[0].delta.tool_calls == (
+        ToolCall(FunctionCall("f", "{}"), "a", index=0),
+    )

@@ -187,7 +187,7 @@ def test_what_is_no_completion(body: bytes, says: str) -> None:
     error = refused(body)
     assert says in str(error)
     assert len(str(error)) < 600
-    other = ("not JSON (Exp", "not JSON (Extra", "not an object", "no choices")
+    other = ("not JSON (Exp", "not JSON (Extra", "not an object", "no choices", "@ $.choices")
     kind = "empty" if "empty" in says else "not a completion" if any(o in says for o in other) else "response"
     assert error.kind == kind
     assert error.maybe_billed
@@ -266,3 +266,11 @@ def test_surrogates(written: str, read: str) -> None:
     decoded = decode(completion({"content": "?"}, x={"?": "?"}).replace(b"?", written.encode()))
     assert decoded.text == read
     assert decoded.raw["x"] == {read: read}
+
+
+def test_calls_without_an_object_around_name_and_arguments() -> None:
+    calls = [{"id": "a", "type": "function", "name": "f", "arguments": "{}"}]
+    message = {"role": "assistant", "content": None, "tool_calls": calls}
+    assert decode(completion(message)).choices[0].message == Message(
+        "assistant", tool_calls=(ToolCall(FunctionCall("f", "{}"), "a"),)
+    )

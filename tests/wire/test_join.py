@@ -171,6 +171,112 @@ def test_logprobs_are_joined(parts: list[object], joined: object) -> None:
     assert choice.logprobs == joined
 
 
+# -- what has no field -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "joined"),
+    [
+        (["a", "b"], "ab"),
+        ([[1], [2, 3]], [1, 2, 3]),
+        ([{"a": 1}, {"b": 2}, {"a": 3}], {"a": 3, "b": 2}),
+        ([{"data": "Uk", "id": "1"}, {"data": "lG", "id": "2"}], {"data": "UklG", "id": "2"}),
+        ([{"transcript": "Hi"}, {"transcript": None}], {"transcript": None}),
+        ([{"transcript": 5}, {"transcript": "Hi"}], {"transcript": "Hi"}),
+        ([1, 2], 2),
+        ([[1], {"a": 1}], {"a": 1}),
+        ([{"a": 1}, [1]], [1]),
+        ([True], True),
+    ],
+)
+def test_fields_of_deltas_that_nobody_knows(values: list[object], joined: object) -> None:
+    chunks = [chunk_of(extra={"x": value}) for value in values]
+    assert joined_message(*chunks) == Message("assistant", "", extra={"x": joined})
+    assert [each.choices[0].delta.extra["x"] for each in chunks] == values  # what was handed out stays as it is
+
+
+def test_fields_beside_the_choices_and_in_them() -> None:
+    """The last one counts; of a list that comes with every chunk, each item counts once."""
+    extras: list[dict[str, object]] = [{"a": 1, "cited": ["x"]}, {"b": 2, "cited": ["x", "y"]}, {"a": 3}, {"cited": 5}]
+    for count, kept in ((2, ["x", "y"]), (3, ["x", "y"]), (4, 5)):
+        whole = join(*(ChatCompletionChunk((ChunkChoice(0, extra=e),), extra=e) for e in extras[:count]))
+        assert whole.extra == whole.choices[0].extra == {"a": 1 if count == 2 else 3, "b": 2, "cited": kept}
+    assert extras[0]["cited"] == ["x"]
+
+
+def parts_of(*parts: Any) -> ChatCompletionChunk:
+    texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+    return chunk_of(content="".join(texts) or None, extra={"content_parts": list(parts)})
+
+
+def part(text: object = "a", **fields: object) -> dict[str, object]:
+    return {"type": "text", "text": text, **fields}
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": "u"}}
+
+
+@pytest.mark.parametrize(
+    ("chunks", "content"),
+    [
+        ([parts_of(part()), parts_of(part())], "aa"),
+        ([parts_of(part()), chunk_of(content="b")], "ab"),
+        ([chunk_of(content="b"), parts_of(PICTURE), parts_of(PICTURE)], (part("b"), PICTURE, PICTURE)),
+        ([parts_of(part(n=[1]), part(n=[2]))], (part("aa", n=[1, 2]),)),
+        ([parts_of(part(n=1)), parts_of(part(n=1))], (part("aa", n=1),)),
+        ([parts_of(part(n=1)), parts_of(part(n=2))], (part(n=1), part(n=2))),
+        ([parts_of(part(None)), parts_of(part())], "a"),
+        ([parts_of({"text": "a"}), parts_of({"text": "b"})], ({"text": "a"}, {"text": "b"})),
+        ([parts_of(part(5, n=1))], (part(5, n=1),)),
+    ],
+    ids=[
+        "texts", "a text behind parts", "pictures do not grow", "lists are extended", "what is equal stays",
+        "what differs is another part", "a text that was null", "parts without a kind", "a text that is none",
+    ],
+)  # fmt: skip
+def test_parts_are_joined(chunks: list[ChatCompletionChunk], content: object) -> None:
+    message = joined_message(*chunks)
+    assert message.content == content
+    builder = AnswerBuilder()
+    for each in chunks:
+        builder.add(each)
+    assert builder.text == message.text
+
+
+def test_a_whole_object_of_arguments_is_followed_by_another_call() -> None:
+    """Without ids, and with one index for all: by the name, once the arguments before it are whole."""
+    one = [
+        tool('{"a": ', "f", index=0),
+        tool("1}", index=0),
+        tool(" ", index=0),
+        tool("{", "f", index=0),
+        tool("}", index=0),
+    ]
+    assert joined_message(*(chunk_of(tool_calls=(each,)) for each in one)).tool_calls == (
+        tool('{"a": 1} ', "f"),
+        tool("{}", "f"),
+    )
+    for half in (
+        "",
+        "[1]",
+        "{",
+        '{"a": {}',
+        "}",
+        '{"a":' * 100_000 + "}",
+    ):  # no whole object: the name is one that comes in pieces, or again
+        pieces = [tool(half, "get_", index=0), tool("", "time", index=0)]
+        message = joined_message(*(chunk_of(tool_calls=(each,)) for each in pieces))
+        assert message.tool_calls == (tool(half, "get_time"),)
+
+
+def test_a_call_with_an_index_that_was_given_away() -> None:
+    """A call that had none got it."""
+    message = joined_message(
+        *(chunk_of(tool_calls=(each,)) for each in (tool("1", "f", id="a"), tool("2", "g", id="b", index=0)))
+    )
+    assert message.tool_calls == (tool("1", "f", id="a"), tool("2", "g", id="b"))
+
+
 @given(st.lists(st.tuples(st.integers(-1, 2), st.text(max_size=3)), min_size=1))
 def test_property_each_choice_has_its_own_text_in_order(pieces: list[tuple[int, str]]) -> None:
     whole = join(*(chunk_of(index, content=text) for index, text in pieces))
@@ -218,6 +324,12 @@ def test_the_text_so_far_is_that_of_the_first_choice() -> None:
         (chunk_of(1, content="a"), True),
         (chunk_of(function_call=FunctionCall("f")), True),
         (chunk_of(tool_calls=(tool("", "f"),)), True),
+        (chunk_of(refusal="No."), True),
+        (chunk_of(extra={"reasoning_content": "Hm"}), True),
+        (chunk_of(extra={"reasoning_content": ""}), False),
+        (chunk_of(extra={"images": [], "audio": {}, "reasoning_content": ""}), False),
+        (chunk_of(extra={"images": [1]}), True),
+        (chunk_of(extra={"content_parts": [{"type": "thinking", "thinking": "Hm"}]}), True),
     ],
 )
 def test_what_counts_as_content(chunk: ChatCompletionChunk, has_content: bool) -> None:
