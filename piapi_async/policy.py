@@ -345,7 +345,7 @@ _BY_KIND: Mapping[ErrorKind, RetryRule] = {
     # APIResponseError
     "empty": _FAULT,
     "truncated": _FAULT,
-    "encoding": _FAULT,
+    "encoding": RetryRule(failover="yes", unhealthy=True),  # the same provider would send the same again
     "edge page": RetryRule(retries=1, failover="yes", unhealthy=True, wait=5.0),
     "not a completion": _ONCE,
     "response": _NEVER,

@@ -223,7 +223,10 @@ class SSEDecoder:
     def _refuse(self) -> NoReturn:
         self._line = b""
         self._data = None
-        raise StreamTooLargeError(f"an event of the stream is larger than {self._max} bytes; raise max_event_bytes")
+        raise StreamTooLargeError(
+            f"an event of the stream is larger than {self._max} bytes; ask for a shorter answer, "
+            "or give the SSEDecoder a larger max_event_bytes"
+        )
 
     def _take(self, lines: list[bytes], events: list[ServerSentEvent]) -> None:
         for line in lines:

@@ -64,11 +64,13 @@ def test_of_a_chunk(false: dict[str, Any], start: str) -> None:
     chunks, plain = list[ChatCompletionChunk](), list[ChatCompletionChunk]()
     ChunkDecoder(builder).decode([ServerSentEvent(start + json.dumps(each | false)) for each in CHUNKS], chunks)
     ChunkDecoder(expected).decode([ServerSentEvent(start + json.dumps(each)) for each in CHUNKS], plain)
-    assert chunks == plain
+    assert [attrs.evolve(each, extra={}) for each in chunks] == plain
+    assert all(each.extra.keys() <= false.keys() - {"data"} for each in chunks)
     assert [each.raw for each in chunks] == [each | false for each in CHUNKS]
     assert [json.loads(each.data) for each in chunks] == [each | false for each in CHUNKS]
     assert builder.build("asked") == expected.build("asked")
-    assert builder.build("asked").raw == expected.build("asked").raw
+    said = {name: value for name, value in false.items() if name != "data" and value is not None}
+    assert builder.build("asked").raw == expected.build("asked").raw | said
 
 
 @EACH

@@ -385,7 +385,7 @@ def test_events_before_the_one_too_large_are_kept() -> None:
     data = b"data: one\n\nid: 7\ndata: two\n\ndata: " + b"x" * 11 + b"\n\ndata: four\n\n"
     for pieces in every_cutting(data):
         assert until_too_large(pieces, 10) == ([E("one"), E("two", id="7")], True)
-    with pytest.raises(StreamTooLargeError, match="larger than 10 bytes; raise max_event_bytes") as raised:
+    with pytest.raises(StreamTooLargeError, match="larger than 10 bytes; ask for a shorter answer") as raised:
         SSEDecoder(10).feed(data)
     assert raised.value.__context__ is None
 

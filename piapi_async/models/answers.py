@@ -269,7 +269,10 @@ class ChatCompletion:
 
 def _usage_as_sent(usage: Usage) -> Raw:
     counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
-    return {**counts, "total_tokens": usage.total_tokens, **usage.extra}
+    # Counts that came by themselves; those in the objects of others are in `extra`.
+    own = {name: getattr(usage, name) for name in ("cached_tokens", "reasoning_tokens")} if not usage.extra else {}
+    said = {name: count for name, count in own.items() if count is not None}
+    return {**counts, "total_tokens": usage.total_tokens, **said, **usage.extra}
 
 
 _MARKDOWN_IMAGE = r"!\[[^\]]*\]\(\s*<?([^\s)>]+)"

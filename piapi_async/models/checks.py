@@ -240,6 +240,7 @@ def _message(field: str, value: object) -> Message:
     if not role:
         raise refuse(f"{field}.role", "it is missing or empty", 'say who speaks: "system", "user", "assistant", …')
     call, calls, extra = get("function_call"), get("tool_calls"), get("extra")
+    call, calls = None if call == "" else call, None if calls in ("", {}) else calls  # as some servers write none
     return Message(
         role,
         _content(f"{field}.content", get("content")),
@@ -247,7 +248,7 @@ def _message(field: str, value: object) -> Message:
         None if call is None else _function_call(f"{field}.function_call", call),
         None if calls is None else _tool_calls(f"{field}.tool_calls", calls),
         _text_or_none(f"{field}.tool_call_id", get("tool_call_id")),
-        _text_or_none(f"{field}.refusal", get("refusal")),
+        _text_or_none(f"{field}.refusal", None if get("refusal") is False else get("refusal")),
         extra={} if extra is None else _extra(field, extra, Message),
     )
 
@@ -350,7 +351,8 @@ def _tool_calls(field: str, value: object) -> tuple[ToolCall, ...] | None:
     """Check tool calls; an empty list is none."""
     if not isinstance(value, (list, tuple)):
         raise refuse(field, f"{_shown(value)} is not a list", "pass a list")
-    return tuple(_tool_call(f"{field}[{i}]", call) for i, call in enumerate(cast("Sequence[object]", value))) or None
+    calls = enumerate(cast("Sequence[object]", value))
+    return tuple(_tool_call(f"{field}[{i}]", call) for i, call in calls if call is not None) or None
 
 
 def _tool_call(field: str, value: object) -> ToolCall:
@@ -361,7 +363,7 @@ def _tool_call(field: str, value: object) -> ToolCall:
         function = FunctionCall()
     return ToolCall(
         _function_call(f"{field}.function", function),
-        _text_or_none(f"{field}.id", get("id")),
+        _text_or_none(f"{field}.id", str(id_) if type(id_ := get("id")) is int else id_),
         kind,
         extra={} if extra is None else _extra(field, extra, ToolCall),
     )

@@ -16,6 +16,9 @@ ContentInput: TypeAlias = str | Sequence[str | Mapping[str, object]] | None
 Extra: TypeAlias = Mapping[str, object]
 """What was sent beside the fields, by its own name."""
 
+_THOUGHTS = ("thinking", "reasoning")
+"""Types of parts that are no text of the answer."""
+
 REASONING_KEYS = ("reasoning_content", "reasoning")
 """Where servers put the text of a model's reasoning: DeepSeek's word, and OpenRouter's."""
 
@@ -108,7 +111,8 @@ def text_of(content: Content) -> str:
     """Return the text of a content, without other parts."""
     if content is None or isinstance(content, str):
         return content or ""
-    return "".join(text for part in content if isinstance(text := part.get("text"), str))
+    texts = (part.get("text") for part in content if part.get("type") not in _THOUGHTS)
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def reasoning_of(content: object, extra: Extra) -> str | None:
@@ -125,6 +129,8 @@ def reasoning_of(content: object, extra: Extra) -> str | None:
 def _thoughts(parts: tuple[Mapping[str, object], ...]) -> Iterator[str]:
     for part in parts:
         thinking = part.get("thinking", part.get("reasoning"))
+        if thinking is None and part.get("type") in _THOUGHTS:
+            thinking = part.get("text")
         if isinstance(thinking, str):
             yield thinking
         elif isinstance(thinking, (list, tuple)):

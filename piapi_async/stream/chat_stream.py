@@ -89,10 +89,11 @@ class ChatStream:
         return self._consume(_chunks_of)
 
     def events(self) -> AsyncIterator[StreamEvent]:
-        """Iterate over what the answer is made of, told apart: its text, its reasoning, its calls.
+        """Iterate over what the answer is made of, told apart: `Text`, `Reasoning`, and `CallDelta` for calls.
 
-        A stream that was asked for `on_interrupt="restart"` gives a `Restarted` too. It says that all before it is
-        void: another answer begins behind it.
+        A refusal is no event: `completion()` has it, as `choices[0].message.refusal`. A stream that was asked for
+        `on_interrupt="restart"` gives a `Restarted` too. It says that all before it is void: another answer begins
+        behind it.
         """
         from piapi_async.stream.events import events_of  # deferred: few programs ask for it
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Callable, Iterable
 
 from piapi_async.errors import APIConnectionError, APIError, Secret, StreamTooLargeError
@@ -13,6 +14,10 @@ from piapi_async.wire import AnswerBuilder, ChunkDecoder, as_chunk, decode_compl
 
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 """A byte order mark and white space, which may stand before an answer."""
+
+
+_COMMENTS = rb"^(:[^\n]*\n\s*)+"
+"""Comments, which some gateways send while they wait, whatever comes then."""
 
 
 async def read_chunks(
@@ -100,10 +105,11 @@ class _ChunkReader:
         """Whether these bytes begin one JSON answer, an error, or a web page, as no event stream does."""
         if not self._blank:
             return False
-        start = data.lstrip(_BLANK)
+        start = re.sub(_COMMENTS, b"", data.lstrip(_BLANK))
         self._blank = not start
         line, end, _ = start.partition(b"\n")
-        if end and line.startswith(b"{") and line.rstrip().endswith(b"}") and b'"delta"' in line:
+        whole = end and line.rstrip().endswith(b"}") and b'"delta"' in line
+        if line.startswith(b"{") and (whole or b'"chat.completion.chunk"' in line):
             self._events = _JSONLines()  # the events of a stream without their field names
             return False
         return start[:1] in (b"{", b"[", b"<")
@@ -111,6 +117,8 @@ class _ChunkReader:
     def take_document(self, body: bytes) -> list[ChatCompletionChunk]:
         """Take a whole answer for the only chunk of a stream."""
         completion = decode_completion(body, choices=self._builder.asked, secrets=self._secrets)
+        if len(completion.choices) == self._builder.asked == 1:
+            completion.choices[0].index = 0  # the tokens are those of choice 0
         chunk = as_chunk(completion)
         self._builder.add(chunk)
         self.ended = True

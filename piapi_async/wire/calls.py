@@ -77,6 +77,14 @@ def _no_calls() -> list[CallParts]:
     return []
 
 
+def _no_places() -> dict[int, CallParts]:
+    return {}
+
+
+def _no_ids() -> dict[str, CallParts]:
+    return {}
+
+
 @attrs.define(eq=False, repr=False, slots=False)
 class ToolCallParts:
     """The tool calls of a choice in the making.
@@ -86,47 +94,79 @@ class ToolCallParts:
     """
 
     calls: list[CallParts] = attrs.field(factory=_no_calls)
+    _by_index: dict[int, CallParts] = attrs.field(factory=_no_places, init=False)
+    _by_sent_index: dict[int, CallParts] = attrs.field(factory=_no_places, init=False)  # the last with each
+    _by_id: dict[str, CallParts] = attrs.field(factory=_no_ids, init=False)  # the last with each
 
     def extend(self, fragments: tuple[ToolCall, ...]) -> None:
         """Add what one chunk brings, and set the index of each fragment to the one of its call."""
         for position, fragment in enumerate(fragments):
             if fragment.index is None and not fragment.id and len(fragments) > 1:
                 fragment.index = position  # several at once, with nothing that tells them apart but their order
-            call = self._going_on(fragment) or self._begin(fragment)
+            call = self._going_on(fragment)
+            if call is None:
+                if is_empty(fragment):
+                    continue
+                call = self._begin(fragment)
             call.extend_tool(fragment)
+            if call.id is not None:
+                self._by_id[call.id] = call
             fragment.index = call.index
 
     def _going_on(self, fragment: ToolCall) -> CallParts | None:
         """The call that a fragment belongs to; None if it begins another."""
-        same_id = next((call for call in self.calls if fragment.id and call.id == fragment.id), None)
+        same_id = self._by_id.get(fragment.id) if fragment.id else None
+        if same_id is not None and _goes_on(same_id, fragment):
+            return same_id
         if fragment.index is None:
-            if same_id is not None or (fragment.id and fragment.function.name):
-                return same_id
-            latest = self.calls[-1] if self.calls else None
+            latest = self.calls[-1] if self.calls and not (fragment.id and fragment.function.name) else None
         else:
-            if same_id is not None and same_id.sent_index == fragment.index:
-                return same_id
-            latest = next((call for call in reversed(self.calls) if call.sent_index == fragment.index), None)
+            latest = self._by_sent_index.get(fragment.index) or self._without_index(fragment.index)
         return None if latest is None or _begins_another(latest, fragment) else latest
 
+    def _without_index(self, index: int) -> CallParts | None:
+        """The call at a place, if it began without an index: some servers send that later."""
+        call = self._by_index.get(index)
+        return call if call is not None and call.sent_index is None else None
+
     def _begin(self, fragment: ToolCall) -> CallParts:
-        taken = {call.index for call in self.calls}
         index = fragment.index
-        if index is None or index in taken:
-            index = max(taken, default=-1) + 1
+        if index is None or index in self._by_index:
+            index = self._free_index()
         call = CallParts(index, fragment.index)
         self.calls.append(call)
+        self._by_index[call.index] = call
+        if fragment.index is not None:
+            self._by_sent_index[fragment.index] = call
         return call
+
+    def _free_index(self) -> int:
+        count = len(self.calls)  # nearly always free, and found at once
+        return count if count not in self._by_index else max(self._by_index) + 1
 
     def joined(self) -> tuple[ToolCall, ...]:
         """Return the whole calls, by their indexes."""
         return tuple(call.joined_tool() for call in sorted(self.calls, key=lambda call: call.index))
 
 
+def is_empty(fragment: ToolCall) -> bool:
+    """Whether a fragment brings nothing."""
+    function = fragment.function
+    return not (fragment.id or function.name or function.arguments or fragment.extra or function.extra)
+
+
+def _goes_on(call: CallParts, fragment: ToolCall) -> bool:
+    """Whether a fragment with the id of a call belongs to it; some servers give all calls the same id."""
+    name = fragment.function.name
+    if fragment.index is None or call.sent_index in (None, fragment.index):
+        return not (name and name != call.name and call.is_whole())
+    return not name or (name == call.name and not call.is_whole())  # the index counts fragments
+
+
 def _begins_another(call: CallParts, fragment: ToolCall) -> bool:
     """Whether a fragment that comes where a call is open begins another one, by its id and name."""
     name = fragment.function.name
-    if fragment.id and call.id:
-        return bool(name) and fragment.id != call.id
+    if fragment.id and call.id and fragment.id != call.id:
+        return bool(name)
     # Without ids: some servers send the name in pieces, or with every fragment, but never behind whole arguments.
     return bool(name and (name != call.name or fragment.function.arguments) and call.is_whole())

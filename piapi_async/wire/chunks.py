@@ -36,7 +36,7 @@ from piapi_async.wire.parse import (
     may_be_deep,
     parse_values,
 )
-from piapi_async.wire.repair import is_possible, is_word, repair_chunk
+from piapi_async.wire.repair import is_possible, is_word, repair_chunk, stands_instead
 
 _TEXT = r'"(content|reasoning_content|reasoning)": ?"'
 """The key of a text that grows, up to the text itself."""
@@ -49,6 +49,9 @@ _NOT_AS_IT_IS = frozenset({"message", "text", "usage", "error"})
 
 _OF_A_FUNCTION = frozenset({"name", "arguments"})
 """Keys of a tool call that mean that its function stands beside the object that should hold it."""
+
+_NOT_ONLY_EXTRA = frozenset({"x_groq", "base_resp"})
+"""Keys of a chunk that may hold its usage or an error."""
 
 _decode_text = msgspec.json.Decoder(str).decode
 
@@ -140,7 +143,7 @@ class ChunkDecoder:
         secrets: Keys that must not appear in an error.
     """
 
-    __slots__ = ("_builder", "_frame", "_halves", "_indexes", "_secrets", "_structure")
+    __slots__ = ("_builder", "_frame", "_halves", "_indexes", "_instead", "_secrets", "_structure")
 
     def __init__(self, builder: AnswerBuilder, secrets: Iterable[Secret] = ()) -> None:
         self._builder = builder
@@ -148,6 +151,7 @@ class ChunkDecoder:
         self._frame: _Frame | None = None
         self._indexes = ChoiceIndexes() if builder.asked == 1 else None
         self._halves: dict[_Place, str] = {}
+        self._instead: set[int] = set()  # choices of which messages came in place of deltas
         self._structure = converter().get_structure_hook(ChatCompletionChunk)
 
     def decode(self, events: Iterable[ServerSentEvent], chunks: list[ChatCompletionChunk]) -> bool:
@@ -174,7 +178,7 @@ class ChunkDecoder:
                         return True
                     continue
                 self._hand_out(chunk, chunks)
-                if self._indexes is None:
+                if self._indexes is None or self._indexes.decided:
                     self._frame = _Frame.around(chunk, self._builder)
             else:
                 chunks.append(chunk)
@@ -183,7 +187,7 @@ class ChunkDecoder:
     def _hand_out(self, chunk: ChatCompletionChunk, chunks: list[ChatCompletionChunk]) -> None:
         indexes = self._indexes
         ready = [chunk] if indexes is None else indexes.place(chunk)
-        if indexes is not None and indexes.decided:
+        if indexes is not None and indexes.decided and not indexes.renames:
             self._indexes = None
         for each in ready:
             self._builder.add(each)
@@ -219,13 +223,15 @@ class ChunkDecoder:
         except ENGINE_ERRORS:
             return None
         # Every field of a chunk may be missing, so one without choices and usage may be something else.
-        if not chunk.choices and chunk.usage is None:
+        if not chunk.choices and (chunk.usage is None or chunk.extra):
             return None
         return chunk if self._is_plain(chunk) else None
 
     def _is_plain(self, chunk: ChatCompletionChunk) -> bool:
         """Whether a chunk is as the format has it, so that nothing has to be mended."""
-        if "x_groq" in chunk.extra or not (chunk.usage is None or is_possible(chunk.usage)):
+        if not _NOT_ONLY_EXTRA.isdisjoint(chunk.extra) or not (chunk.usage is None or is_possible(chunk.usage)):
+            return False
+        if len(chunk.choices) > 1 and len({choice.index for choice in chunk.choices}) < len(chunk.choices):
             return False
         for choice in chunk.choices:
             if choice.finish_reason is not None and not is_word(choice.finish_reason):
@@ -238,14 +244,14 @@ class ChunkDecoder:
 
     def flush(self) -> list[ChatCompletionChunk]:
         """Return what was held back when no more events come; it is added too."""
-        held: list[ChatCompletionChunk] = []
-        if self._indexes is not None and (chunk := self._indexes.release(ended=self._builder.has_ended(0))):
-            held.append(chunk)
-        if self._halves:
-            held.append(ChatCompletionChunk(tuple(_replacement(*place) for place in self._halves)))
-            self._halves = {}
+        held = [] if self._indexes is None else self._indexes.release(ended=self._builder.has_ended(0))
         for chunk in held:
             self._builder.add(chunk)
+        if self._halves:
+            last = ChatCompletionChunk(tuple(_replacement(*place) for place in self._halves))
+            self._halves = {}
+            self._builder.add(last, reopens=False)  # it was sent before the end
+            held.append(last)
         return held
 
     def _decode_tolerantly(self, event: ServerSentEvent, chunks: list[ChatCompletionChunk]) -> bool:
@@ -253,7 +259,7 @@ class ChunkDecoder:
         self._frame = None
         data = event.data.strip(BLANK)
         while data.startswith("data:"):  # a framework has put the field's name there a second time
-            data = data[5:].strip(BLANK)
+            data = data[5:].lstrip(BLANK)
         if data.strip('"').lower() in TERMINATORS:
             return True
         if event.event == "error" and not data.startswith(("{", "[")):
@@ -301,19 +307,26 @@ class ChunkDecoder:
         self._hand_out(chunk, chunks)
 
     def _drop_repeated(self, chunk: ChatCompletionChunk, fields: JSON) -> None:
-        """Drop the text of a whole message that some servers send behind its own deltas."""
+        """Drop a whole message that some servers send behind its own deltas."""
         for choice, each in zip(chunk.choices, _dicts(fields.get("choices")), strict=False):
-            content = choice.delta.content
-            if not each.get("delta") and content and content == self._builder.text_of(choice.index):
-                choice.delta.content = None
+            if not stands_instead(each, "delta", "message"):
+                continue
+            deltas_came = choice.index not in self._instead and self._builder.has_content_of(choice.index)
+            if deltas_came and (choice.delta.content or "") == self._builder.text_of(choice.index):
+                choice.delta = Delta(choice.delta.role)
+            elif not deltas_came:
+                self._instead.add(choice.index)
 
     def _join_halves(self, fields: JSON) -> JSON:
         """Join the surrogate pairs that were cut between this chunk and those before it."""
         for position, choice in enumerate(_dicts(fields.get("choices"))):
-            index = _index(choice, position)
-            for delta in _dicts(choice.get("delta")):
+            index = _index(choice, position) if self._builder.asked > 1 else 0
+            self._join((index, "content", 0), choice, "text")
+            for delta in (part for name in ("delta", "message") for part in _dicts(choice.get(name))):
                 for name in delta:
                     self._join((index, name, 0), delta, name)
+                for part in _dicts(delta.get("content")):
+                    self._join((index, "content", 0), part, "text")
                 for call in _dicts(delta.get("function_call")):
                     self._join((index, "function_call", 0), call, "arguments")
                 for i, tool in enumerate(_dicts(delta.get("tool_calls"))):
@@ -338,8 +351,10 @@ def _dicts(value: object) -> list[JSON]:
 
 
 def _index(part: JSON, position: int) -> int:
-    """The index of a choice or tool call; where it has none, or a wrong one, which is refused later, its position."""
+    """The index of a choice or tool call; where it has none, or one that is no number, its position."""
     index = part.get("index")
+    if isinstance(index, str) and index.isdecimal() and len(index) < 10:
+        return int(index)
     return index if isinstance(index, int) else position
 
 

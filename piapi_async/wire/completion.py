@@ -22,8 +22,17 @@ from piapi_async.wire.repair import is_possible, repair_completion
 _PLAIN_REASONS = frozenset({"stop", "length", "tool_calls", "function_call", "content_filter", None})
 """The ends that OpenAI's page names. An answer with another word is looked at closely, as it may be no end."""
 
-_ODD = frozenset({"error", "usage"})
+_ODD = frozenset({"error", "usage", "delta"})
 """Keys of a choice that mean that something stands where it is not looked for."""
+
+_NOT_ONLY_EXTRA = frozenset({"x_groq", "base_resp"})
+"""Keys of an answer that may hold its usage or an error."""
+
+_START = 2000
+"""Characters in which an answer says what it is (ours)."""
+
+_COMMENTS = r"^[\s\ufeff]*(:[^\n]*\n\s*)+(?=[{\[])"
+"""Comments of an event stream that stand before plain JSON, as some gateways send them while they wait."""
 
 _EVENTS = r"(data|event|id|retry)?:"
 """How an event stream begins."""
@@ -49,17 +58,24 @@ def decode_completion(
     """
     completion = _decode_as_it_comes(body)
     if completion is None:
-        text = body.decode("utf-8", "replace")
+        text = re.sub(_COMMENTS, "", body.decode("utf-8", "replace"))
         if re.match(_EVENTS, text.lstrip(BLANK)):
             decoder = SSEDecoder()
-            completion = _join(decoder.feed(body), decoder.unended(), choices, asked, secrets)
-        elif text.lstrip(BLANK)[:1] == "{" and len(parse_values(text, secrets)) > 1:  # an event a line
+            completion = _join(decoder.feed(text.encode()), decoder.unended(), choices, asked, secrets)
+        elif _has_events(text, secrets):
             completion = _join([ServerSentEvent(text)], None, choices, asked, secrets)
         else:
             completion = _decode_tolerantly(text, secrets)
     completion.object = completion.object or "chat.completion"
     completion.model = completion.model or asked
     return completion
+
+
+def _has_events(text: str, secrets: Iterable[Secret]) -> bool:
+    """Whether a text is the chunks of a stream without the names of their fields, one a line."""
+    if text.lstrip(BLANK)[:1] != "{":
+        return False
+    return '"chat.completion.chunk"' in text[:_START] or len(parse_values(text, secrets)) > 1
 
 
 def _decode_as_it_comes(body: bytes) -> ChatCompletion | None:
@@ -72,7 +88,9 @@ def _decode_as_it_comes(body: bytes) -> ChatCompletion | None:
         completion = _structure()(fields, ChatCompletion)
     except Exception:  # the hooks raise whatever a wrong type leads to; the tolerant way says what is wrong
         return None
-    if "x_groq" in completion.extra or not (completion.usage is None or is_possible(completion.usage)):
+    if not _NOT_ONLY_EXTRA.isdisjoint(completion.extra) or not (
+        completion.usage is None or is_possible(completion.usage)
+    ):
         return None
     if not _is_plain(completion.choices):
         return None
@@ -87,7 +105,12 @@ def _is_plain(choices: Sequence[Choice]) -> bool:
             return False
         if choice.finish_reason not in _PLAIN_REASONS or not _ODD.isdisjoint(choice.extra):
             return False
-        if choice.message.tool_calls and not all(c.id and c.function.name for c in choice.message.tool_calls):
+        message = choice.message
+        if message.tool_calls and not all(c.id and c.function.name for c in message.tool_calls):
+            return False
+        if message.function_call is not None and not message.function_call.name:
+            return False
+        if "text" in choice.extra and not message.content:
             return False
     return True
 
@@ -112,6 +135,7 @@ def _decode_tolerantly(body: str, secrets: Iterable[Secret]) -> ChatCompletion:
         text,
         secrets,
     )
+    completion.choices = tuple(sorted(completion.choices, key=lambda choice: choice.index))
     completion.body = text.encode()
     return completion
 

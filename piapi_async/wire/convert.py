@@ -45,8 +45,9 @@ _PARTS: Mapping[type[attrs.AttrsInstance], tuple[str, ...]] = {
     Usage: (),
 }
 """The classes of an answer, and which of their fields hold others."""
-_WHOLE = (ChatCompletion, ChatCompletionChunk)
-_KNOWN = {kind: frozenset((*attrs.fields_dict(kind), *(OWN_FIELDS if kind in _WHOLE else ()))) for kind in _PARTS}
+_KNOWN = {
+    kind: frozenset((*attrs.fields_dict(kind), *(OWN_FIELDS if kind is ChatCompletion else ()))) for kind in _PARTS
+}
 """What is no `extra` of each: its fields, and what could be taken for the client's word."""
 
 ENGINE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)

@@ -114,16 +114,15 @@ def error_object(fields: JSON) -> JSON | None:
     Returns:
         Its `message`, `code`, `type`, `param` and hints at its status, as far as it has them; None if there is none.
     """
-    error = fields.get("error")
-    if _says(error):
+    error, choices = fields.get("error"), fields.get("choices")
+    if _says(error) and not (choices and _is_success(error)):
         return _beside(fields, error)
-    choices = fields.get("choices")
     # The usage at the end of a stream comes without choices, and is no error either.
     if not choices and not fields.get("usage") and isinstance(error, (dict, list)):
         return _beside(fields, cast("object", error))
-    found = _of_groq(fields) or _of_choices(choices)
-    if found is None and not choices:
-        found = _of_minimax(fields) or (read_error(fields) if _is_error(fields) else None)
+    found = _of_groq(fields) or _of_choices(choices) or _of_minimax(fields)
+    if found is None and not choices and _is_error(fields):
+        found = read_error(fields)
     return found
 
 
@@ -180,6 +179,14 @@ def _says(value: object, levels: int = _LEVELS) -> bool:
     if levels and isinstance(value, list):
         return any(_says(item, levels - 1) for item in cast("list[object]", value)[:_MOST])
     return bool(value.strip() if isinstance(value, str) else value)
+
+
+def _is_success(error: object) -> bool:
+    """Whether an error object says that there is none, such as `{"code": 0, "message": "success"}`."""
+    if not isinstance(error, dict):
+        return False
+    said = [value for value in cast("JSON", error).values() if _says(value)]
+    return all(isinstance(value, (str, int)) and not _is_bad_code(value) for value in said)
 
 
 def _objects(value: object) -> list[JSON]:
@@ -267,8 +274,10 @@ def _of_choices(choices: object) -> JSON | None:
     """The error that a choice holds, or ended with."""
     objects = _objects(choices)
     for choice in objects:
-        if _says(choice.get("error")):
-            return _known(choice["error"])
+        for part in (choice, choice.get("delta"), choice.get("message")):
+            error = cast("JSON", part).get("error") if isinstance(part, dict) else None
+            if _says(error):
+                return _known(error)
     if any(choice.get("finish_reason") == "error" for choice in objects):
         return {"message": 'it ended the answer with finish_reason "error"'}
     return None

@@ -93,7 +93,7 @@ def error_from_response(
     start = text.lstrip(BLANK)[:1]
     is_json = start in ("{", "[")
     page = start == "<" or ("html" in content_type.lower() and not is_json)
-    if (page and status < 400) or (status == 403 and not is_json and re.search(_FIREWALL, text)):
+    if page and (status < 400 or (status == 403 and re.search(_FIREWALL, text))):
         return _edge_page(status, text, secrets)
     details: JSON = {"message": "a web page"} if page else _read_body(text)
     edge = (page and status >= 500) or (520 <= status <= 530 and status != 529)

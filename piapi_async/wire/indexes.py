@@ -6,51 +6,75 @@ from piapi_async.models import ChatCompletionChunk
 
 
 class ChoiceIndexes:
-    """Sets the index of a stream's only choice to 0 where a server counts its chunks there.
+    """Sets the index of a stream's only choice to 0, whatever the server has there.
 
-    The first two chunks of such a stream, 0 and 1, may as well be those of two choices, so the second one waits for the
-    third. It is for streams of which one choice was asked for.
+    Some count chunks, and some begin with another number. The first texts of such a stream may as well be those of two
+    choices, so they wait until the next one tells. This is for streams of which one choice was asked for; should there
+    be more all the same, they stay apart.
 
     Attributes:
-        decided: Whether the indexes are known to count choices, so that nothing need be asked any more.
+        decided: Whether the indexes are known to count choices.
+        renames: Whether the only choice has another index than 0 throughout.
     """
 
     def __init__(self) -> None:
         self.decided = False
+        self.renames = False
         self._counts_chunks = False
-        self._seen = 0
-        self._held: ChatCompletionChunk | None = None
+        self._first: int | None = None  # the index of the first text
+        self._held: list[ChatCompletionChunk] = []
 
     def place(self, chunk: ChatCompletionChunk) -> list[ChatCompletionChunk]:
-        """Return the chunks whose indexes are settled: this one, none, or this one and the one that waited."""
-        if not chunk.choices and self._held is None:
-            return [chunk]  # it says nothing about indexes
-        held, self._held = self._held, None
-        index = chunk.choices[0].index if len(chunk.choices) == 1 else None
-        if self._counts_chunks:
-            return [_as_first(chunk)]
-        if held is not None:
-            self._counts_chunks = index == 2
-            self.decided = not self._counts_chunks
-            return [_as_first(held), _as_first(chunk)] if self._counts_chunks else [held, chunk]
-        if self._seen == 1 and index == 1:
-            self._held = chunk
+        """Return the chunks whose indexes are settled: this one, none, or this one and those that waited."""
+        if len(chunk.choices) == 1:
+            return self._place(chunk, chunk.choices[0].index)
+        if not chunk.choices and self._held:
+            self._held.append(chunk)  # it keeps its place behind the one that waits
             return []
-        self.decided = self._seen > 0 or index != 0
-        self._seen = 1
-        return [chunk]
+        self.decided = self.decided or bool(chunk.choices)
+        return [*self._take_held(), chunk]
 
-    def release(self, *, ended: bool) -> ChatCompletionChunk | None:
-        """Return the chunk that waits when no other comes.
+    def _place(self, chunk: ChatCompletionChunk, index: int) -> list[ChatCompletionChunk]:
+        if self.decided or self._counts_chunks:
+            return [self._settle(chunk)]
+        first = self._first
+        if first is None and _brings_something(chunk):
+            self._first = index
+        if self._must_wait(index, first):
+            self._held.append(chunk)
+            return []
+        if first is not None:
+            next_ = first + (2 if first == 0 else 1)
+            self._counts_chunks = bool(self._held) and first >= 0 and index == next_
+            self.renames = first != 0 and index == first
+            self.decided = not self._counts_chunks
+        return [*self._take_held(), self._settle(chunk)]
+
+    def _must_wait(self, index: int, first: int | None) -> bool:
+        if first is None:
+            return index != 0
+        return first == 0 and index == 1 and not self._held
+
+    def release(self, *, ended: bool) -> list[ChatCompletionChunk]:
+        """Return the chunks that wait when no other comes.
 
         Args:
-            ended: Whether the first choice has ended: then this is another one.
+            ended: Whether the first choice has ended: then they are of another one.
         """
-        held, self._held = self._held, None
-        return held if held is None or ended else _as_first(held)
+        self._counts_chunks = self._counts_chunks or not ended
+        return self._take_held()
+
+    def _take_held(self) -> list[ChatCompletionChunk]:
+        held, self._held = self._held, []
+        return [self._settle(chunk) for chunk in held]
+
+    def _settle(self, chunk: ChatCompletionChunk) -> ChatCompletionChunk:
+        for choice in chunk.choices:
+            if self._counts_chunks or (self.renames and choice.index == self._first):
+                choice.index = 0
+        return chunk
 
 
-def _as_first(chunk: ChatCompletionChunk) -> ChatCompletionChunk:
-    for choice in chunk.choices[:1]:
-        choice.index = 0
-    return chunk
+def _brings_something(chunk: ChatCompletionChunk) -> bool:
+    delta = chunk.choices[0].delta
+    return bool(delta.content or delta.reasoning or delta.tool_calls or delta.function_call)

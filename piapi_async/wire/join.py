@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias, cast
 
@@ -18,7 +19,8 @@ from piapi_async.models import (
     Message,
     Usage,
 )
-from piapi_async.wire.calls import CallParts, ToolCallParts
+from piapi_async.wire.calls import CallParts, ToolCallParts, is_empty
+from piapi_async.wire.convert import OWN_FIELDS
 
 Part: TypeAlias = Mapping[str, object]
 
@@ -41,22 +43,37 @@ class _Gathered:
 
     values: dict[str, object] = attrs.field(factory=dict[str, object])
     texts: dict[str, list[str]] = attrs.field(factory=dict[str, list[str]])
+    audio: dict[str, list[str]] = attrs.field(factory=dict[str, list[str]])
 
     def __bool__(self) -> bool:
-        return any(self.values.values()) or any(self.texts.values())
+        return any(self.values.values()) or any(self.texts.values()) or bool(self.audio)
 
     def add(self, extra: Mapping[str, object]) -> None:
         for name, value in extra.items():
-            if isinstance(value, str):
+            if isinstance(value, str) and name != "name":
                 self.texts_of(name).extend([value] if value else [])
+            elif name == "audio" and isinstance(value, dict):
+                self._add_audio(cast("Mapping[str, object]", value))
             else:
                 self.values[name] = _extended(self.values.get(name), value)
+
+    def _add_audio(self, audio: Mapping[str, object]) -> None:
+        """Gather the data and transcript of an audio apart: each chunk brings a piece of them."""
+        rest = {name: value for name, value in audio.items() if name not in _GROWING or not isinstance(value, str)}
+        self.values["audio"] = _extended(self.values.get("audio"), rest)
+        for name in audio.keys() - rest.keys():
+            self.audio.setdefault(name, []).append(cast("str", audio[name]))
 
     def texts_of(self, name: str) -> list[str]:
         return self.texts.setdefault(name, [])
 
     def joined(self) -> dict[str, object]:
-        return self.values | {name: "".join(texts) for name, texts in self.texts.items()}
+        joined = self.values | {name: "".join(texts) for name, texts in self.texts.items()}
+        if self.audio:
+            pieces = {name: "".join(texts) for name, texts in self.audio.items()}
+            rest = joined.get("audio")
+            joined["audio"] = (cast("dict[str, object]", rest) if isinstance(rest, dict) else {}) | pieces
+        return joined
 
 
 def _extended(before: object, value: object) -> object:
@@ -66,9 +83,7 @@ def _extended(before: object, value: object) -> object:
     if isinstance(before, dict) and isinstance(value, dict):
         joined = dict(cast("dict[str, object]", before))
         for name, field in cast("dict[str, object]", value).items():
-            earlier = joined.get(name)
-            growing = name in _GROWING and isinstance(earlier, str) and isinstance(field, str)
-            joined[name] = cast("str", earlier) + cast("str", field) if growing else field
+            joined[name] = field
         return joined
     return value
 
@@ -119,9 +134,10 @@ class _ChoiceParts:
             self.role = delta.role
         if delta.refusal:
             self.refusal.append(delta.refusal)
-        if delta.function_call is not None:
+        call = delta.function_call
+        if call is not None and (call.name or call.arguments or self.function_call is not None):
             self.function_call = self.function_call or CallParts()
-            self.function_call.extend(delta.function_call)
+            self.function_call.extend(call)
         if delta.tool_calls:
             self.tools.extend(delta.tool_calls)
         if extra:
@@ -139,11 +155,27 @@ class _ChoiceParts:
             refusal="".join(self.refusal) or None,
             extra=self.gathered.joined(),
         )
-        return Choice(index, message, self.finish_reason, _join_logprobs(self.logprobs), extra=self.extra)
+        reason = self.finish_reason if self.ended else None  # one that content has followed was none
+        return Choice(index, message, reason, _join_logprobs(self.logprobs), extra=self.extra)
+
+
+_HANDED_OUT = ("annotations", "audio", "citations", "images", "search_results")
+"""Where servers put parts of an answer beside its choices."""
+
+_PARTS_BESIDE = ("content_parts", "images", "audio")
+"""Where servers put what is no text of an answer, but a part of it."""
 
 
 def _brings_content(delta: Delta) -> bool:
-    return bool(delta.content or delta.refusal or delta.function_call or delta.tool_calls or delta.reasoning)
+    call = delta.function_call
+    return bool(
+        delta.content
+        or delta.refusal
+        or (call is not None and (call.name or call.arguments))
+        or any(not is_empty(tool) for tool in delta.tool_calls or ())
+        or delta.reasoning
+        or any(delta.extra.get(name) for name in _PARTS_BESIDE)
+    )
 
 
 def keep_last(kept: dict[str, object], extra: Mapping[str, object]) -> None:
@@ -168,7 +200,7 @@ def _join_content(pieces: list[str | Part]) -> Content:
             joined[-1] = grown
         else:
             joined.append(part)
-    if all(part.keys() == {"type", "text"} for part in joined):
+    if all(part.keys() == {"type", "text"} and part["type"] == "text" for part in joined):
         return "".join(str(part["text"]) for part in joined)
     return tuple(joined)
 
@@ -255,6 +287,8 @@ class AnswerBuilder:
     @property
     def has_content(self) -> bool:
         """Whether anything has come that a caller may have been handed: text, reasoning, a refusal, calls, parts."""
+        if any(self.extra.get(name) for name in _HANDED_OUT):
+            return True
         return any(choice.has_content for choice in self._choices.values())
 
     def texts_of(self, index: int, field: str) -> list[str]:
@@ -262,12 +296,20 @@ class AnswerBuilder:
         choice = self._choice(index)
         return cast("list[str]", choice.content) if field == "content" else choice.gathered.texts_of(field)
 
-    def add(self, chunk: ChatCompletionChunk) -> None:
-        """Add a chunk."""
+    def has_content_of(self, index: int) -> bool:
+        """The same of one choice."""
+        choice = self._choices.get(index)
+        return choice is not None and choice.has_content
+
+    def add(self, chunk: ChatCompletionChunk, *, reopens: bool = True) -> None:
+        """Add a chunk; what it brings to a choice that has ended `reopens` that, or was sent before the end."""
         if not self._has_header:
             self._take_header(chunk)
         for part in chunk.choices:
-            self._choice(part.index).extend(part)
+            choice = self._choice(part.index)
+            ended = choice.ended
+            choice.extend(part)
+            choice.ended = choice.ended or (ended and not reopens)
         if chunk.usage is not None:
             self.usage = attrs.evolve(chunk.usage)  # a copy: what the caller does to the chunk must change no bill
         if chunk.extra:
@@ -310,15 +352,19 @@ class AnswerBuilder:
 
     def build(self, asked: str) -> ChatCompletion:
         """Return the answer so far as a completion; `asked` is the model to name when the stream named none."""
-        return ChatCompletion(
+        own = {name: value for name, value in self.extra.items() if name in OWN_FIELDS}
+        completion = ChatCompletion(
             self.id,
             "chat.completion",
             self.created,
             self.model or asked,
             tuple(part.joined(index) for index, part in sorted(self._choices.items())),
             self.usage,
-            extra=self.extra,
+            extra={name: value for name, value in self.extra.items() if name not in own},
         )
+        if own:  # what could be taken for the client's word stands in `raw` alone
+            completion.body = json.dumps(completion.raw | own).encode()
+        return completion
 
 
 def _texts(pieces: list[str | Part]) -> Iterator[str]:

@@ -24,8 +24,9 @@ TERMINATORS = ("[done]", "[none]")
 BLANK = "\ufeff \t\r\n"
 """What may stand around JSON: a byte order mark and white space."""
 
-# The closing quote is optional: to search for one that is missing would begin anew at each quote.
-_BRACKETS = r'(?s)[\[\]{}]|"(?:[^"\\]+|\\.)*"?'
+# The closing quote is optional: to search for one that is missing would begin anew at each quote. What was taken of a
+# string is not given back (`++`, `*+`), so that no memory is needed for ways back.
+_BRACKETS = r'(?s)[\[\]{}]|"(?:[^"\\]++|\\.)*+"?'
 
 
 def may_be_deep(body: bytes) -> bool:
@@ -83,8 +84,9 @@ def _next_value(text: str, at: int) -> tuple[object, int]:
 
 
 def _skip_blank(text: str, at: int) -> int:
-    while text[at : at + 1] and text[at] in BLANK:
-        at += 1
+    """Skip white space, and the name of an event's field, which frameworks put into its data once more."""
+    while at < len(text) and (text[at] in BLANK or text.startswith("data:", at)):
+        at += 1 if text[at] in BLANK else 5
     return at
 
 
@@ -126,7 +128,8 @@ _decoder = json.JSONDecoder(parse_int=parse_int, parse_float=parse_float, parse_
 
 def _check_depth(text: str) -> None:
     depth, most = 0, MAX_DEPTH if len(text) > SHALLOW else SHALLOW // 2
-    for bracket in re.findall(_BRACKETS, text):
+    for found in re.finditer(_BRACKETS, text):  # not all at once: text may hold millions of them
+        bracket = found[0]
         depth += 1 if bracket in "[{" else -1 if bracket in "]}" else 0
         if depth > most:
             raise RecursionError

@@ -13,6 +13,7 @@ from typing import cast
 
 from piapi_async.models import Usage
 from piapi_async.models.answers import LONGEST_NUMBER
+from piapi_async.models.messages import text_of
 from piapi_async.wire.parse import JSON
 
 MAX_TOKENS = 1_000_000_000
@@ -28,18 +29,25 @@ def repair_completion(fields: JSON) -> JSON:
     """Return the JSON object of an answer in the form that the converter expects."""
     repaired = _repair(fields)
     choices = [_choice(i, choice, "message", ("delta", "text")) for i, choice in _numbered(repaired)]
+    _tell_apart(choices)
+    repaired["choices"] = choices
+    return repaired
+
+
+def _tell_apart(choices: list[object]) -> None:
+    """Number choices by their positions where two have the same index."""
     mended = [cast("JSON", choice) for choice in choices if isinstance(choice, dict)]
     if len({cast("int", choice["index"]) for choice in mended}) < len(mended):
         for i, choice in enumerate(mended):
             choice["index"] = i
-    repaired["choices"] = choices
-    return repaired
 
 
 def repair_chunk(fields: JSON) -> JSON:
     """Return the JSON object of a chunk in the form that the converter expects."""
     repaired = _repair(fields)
-    repaired["choices"] = [_choice(i, choice, "delta", ("message", "text")) for i, choice in _numbered(repaired)]
+    choices = [_choice(i, choice, "delta", ("message", "text")) for i, choice in _numbered(repaired)]
+    _tell_apart(choices)
+    repaired["choices"] = choices
     return repaired
 
 
@@ -133,7 +141,7 @@ def _choice(position: int, sent: object, name: str, instead: tuple[str, str]) ->
     choice["index"] = position if index is None else index
     reason = choice.get("finish_reason")
     choice["finish_reason"] = reason if isinstance(reason, str) and is_word(reason) else None
-    if not choice.get(name) and (part := _take(choice, instead)):
+    if not _brings(choice.get(name)) and (part := _take(choice, instead)):
         choice[name] = part
     elif not choice.get(name) and choice.get(name) != {}:
         choice.pop(name, None)
@@ -142,11 +150,22 @@ def _choice(position: int, sent: object, name: str, instead: tuple[str, str]) ->
     return choice
 
 
+def stands_instead(choice: JSON, name: str, other: str) -> bool:
+    """Whether the `other` part of a choice brings what is looked for in the one of this name."""
+    return not _brings(choice.get(name)) and _brings(choice.get(other))
+
+
+def _brings(part: object) -> bool:
+    """Whether a message or delta brings anything beside its role."""
+    return isinstance(part, dict) and any(value for key, value in cast("JSON", part).items() if key != "role")
+
+
 def _take(choice: JSON, names: tuple[str, str]) -> object:
+    """What stands in place of a message or delta; its role is kept where it has one."""
     other, text = names
-    if isinstance(choice.get(other), dict) and choice[other]:
+    if _brings(choice.get(other)):
         return choice.pop(other)
-    return {"content": choice.pop(text)} if isinstance(choice.get(text), str) else None
+    return {"content": choice.pop(text)} if isinstance(choice.get(text), str) and choice[text] else None
 
 
 def _message(sent: JSON, name: str) -> JSON:
@@ -159,11 +178,13 @@ def _message(sent: JSON, name: str) -> JSON:
     if name == "delta" and isinstance(parts := part.get("content"), list):
         _split_parts(part, cast("list[object]", parts))
     call = part.pop("function_call", None)
-    if call:
-        part["function_call"] = _function(call)
+    if isinstance(call, dict) and any(cast("JSON", call).values()):
+        part["function_call"] = _function(cast("JSON", call))
+    elif call and not isinstance(call, dict):
+        part["function_call"] = call  # which is refused
     calls = part.pop("tool_calls", None)
     if isinstance(calls, list):
-        part["tool_calls"] = [_tool_call(call) for call in cast("list[object]", calls) if call is not None]
+        part["tool_calls"] = [_tool_call(call) for call in cast("list[object]", calls) if call]
     elif calls:
         part["tool_calls"] = [_tool_call(calls)]
     return part
@@ -172,8 +193,7 @@ def _message(sent: JSON, name: str) -> JSON:
 def _split_parts(delta: JSON, parts: list[object]) -> None:
     """Put the text of parts where tokens are looked for, and the parts beside it."""
     if all(isinstance(part, dict) for part in parts):
-        texts = [text for part in cast("list[JSON]", parts) if isinstance(text := part.get("text"), str)]
-        delta["content"] = "".join(texts) or None
+        delta["content"] = text_of(tuple(cast("list[JSON]", parts))) or None
         delta["content_parts"] = parts
 
 

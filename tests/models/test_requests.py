@@ -423,13 +423,13 @@ MESSAGE = "is not a message; pass Message(...) or {'role': …, 'content': …}"
             [{"role": "a", "function_call": {"name": "f", "arguments": ["x"]}}],
             "messages[0].function_call.arguments: a list is not text; pass a str",
         ),
-        ([{"role": "a", "tool_calls": {}}], "messages[0].tool_calls: a dict is not a list; pass a list"),
+        ([{"role": "a", "tool_calls": {"a": 1}}], "messages[0].tool_calls: a dict is not a list; pass a list"),
         (
             [{"role": "a", "tool_calls": [5]}],
             "messages[0].tool_calls[0]: 5 is not a tool call; pass ToolCall(...) or a",
         ),
         ([{"role": "a", "tool_calls": [{}]}], "messages[0].tool_calls[0].function: a NoneType is not a fun"),
-        ([Message("a", tool_calls=(ToolCall(id=5),))], "messages[0].tool_calls[0].id: 5 is not text"),  # type: ignore[arg-type]
+        ([Message("a", tool_calls=(ToolCall(id=5.5),))], "messages[0].tool_calls[0].id: 5.5 is not text"),  # type: ignore[arg-type]
         ([Message("a", refusal=5)], "messages[0].refusal: 5 is not text"),  # type: ignore[arg-type]
         ([Message("a", extra=5)], "messages[0].extra: 5 is not a mapping; pass a mapping with"),  # type: ignore[arg-type]
         ([Message("a", extra={"x": b""})], "messages[0].x: a bytes is not JSON"),

@@ -60,14 +60,14 @@ def test_a_chunk() -> None:
         ({"function_call": None, "tool_calls": None}, Delta()),
         ({"function_call": {"name": "f", "arguments": ""}}, Delta(function_call=FunctionCall("f"))),
         ({"function_call": {"arguments": "{"}}, Delta(function_call=FunctionCall("", "{"))),
-        ({"function_call": {"name": None, "arguments": None}}, Delta(function_call=FunctionCall())),
+        ({"function_call": {"name": None, "arguments": None}}, Delta()),
         (
             {"tool_calls": [{"index": 1, "id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}]},
             Delta(tool_calls=(ToolCall(FunctionCall("f"), "1", "function", 1),)),
         ),
         (
             {"tool_calls": [{"function": {"arguments": "{"}}, {"index": None, "id": None, "type": None}]},
-            Delta(tool_calls=(ToolCall(FunctionCall("", "{"), index=0), ToolCall(type=None, index=1))),
+            Delta(tool_calls=(ToolCall(FunctionCall("", "{"), index=0), ToolCall(type=None, index=1))),  # as sent
         ),
         (
             {

@@ -23,13 +23,13 @@ def chunks_of(*indexes: int | None) -> list[ChatCompletionChunk]:
 
 
 def placed(chunks: list[ChatCompletionChunk], *, ended: bool = False) -> list[ChatCompletionChunk]:
-    """What comes out, as the decoder asks: until all is decided, and for what waits when no more come."""
+    """What comes out, and what waits when no more come."""
     places, found = ChoiceIndexes(), list[ChatCompletionChunk]()
     for each in chunks:
-        found += [each] if places.decided else places.place(each)
+        found += places.place(each)
     held = places.release(ended=ended)
-    assert places.release(ended=ended) is None
-    return [*found, held] if held is not None else found
+    assert not places.release(ended=ended)
+    return found + held
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,16 @@ def placed(chunks: list[ChatCompletionChunk], *, ended: bool = False) -> list[Ch
         ((0, 1, 2, 7, 0), (0, 0, 0, 0, 0)),  # once it is known to count chunks
         ((0, 1, 0, 1), (0, 1, 0, 1)),
         ((0, 1, 1, 2), (0, 1, 1, 2)),
-        ((1, 2, 3), (1, 2, 3)),
+        ((1, 2, 3), (0, 0, 0)),
+        ((1, 1, 1), (0, 0, 0)),
+        ((-1, -1), (0, 0)),
+        ((-1, 0, -1), (-1, 0, -1)),
+        ((1, 0, 1), (1, 0, 1)),
+        ((2,), (0,)),
         ((0, 2, 1), (0, 2, 1)),
         ((None, 0, None, 1, 2), (None, 0, None, 0, 0)),
-        ((0, 1, None, 2), (0, 1, None, 2)),
+        ((0, 1, None, 2), (0, 0, None, 0)),
+        ((0, 1, None), (0, 0, None)),
         ((0, 1), (0, 0)),  # only one was asked for
         ((), ()),
     ],

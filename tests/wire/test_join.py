@@ -180,9 +180,7 @@ def test_logprobs_are_joined(parts: list[object], joined: object) -> None:
         (["a", "b"], "ab"),
         ([[1], [2, 3]], [1, 2, 3]),
         ([{"a": 1}, {"b": 2}, {"a": 3}], {"a": 3, "b": 2}),
-        ([{"data": "Uk", "id": "1"}, {"data": "lG", "id": "2"}], {"data": "UklG", "id": "2"}),
-        ([{"transcript": "Hi"}, {"transcript": None}], {"transcript": None}),
-        ([{"transcript": 5}, {"transcript": "Hi"}], {"transcript": "Hi"}),
+        ([{"data": "Uk", "id": "1"}, {"data": "lG", "id": "2"}], {"data": "lG", "id": "2"}),
         ([1, 2], 2),
         ([[1], {"a": 1}], {"a": 1}),
         ([{"a": 1}, [1]], [1]),
@@ -193,6 +191,29 @@ def test_fields_of_deltas_that_nobody_knows(values: list[object], joined: object
     chunks = [chunk_of(extra={"x": value}) for value in values]
     assert joined_message(*chunks) == Message("assistant", "", extra={"x": joined})
     assert [each.choices[0].delta.extra["x"] for each in chunks] == values  # what was handed out stays as it is
+
+
+@pytest.mark.parametrize(
+    ("values", "joined"),
+    [
+        (
+            [{"id": "1"}, {"data": "Uk"}, {"data": "lG"}, {"transcript": "Hi"}],
+            {"id": "1", "data": "UklG", "transcript": "Hi"},
+        ),
+        ([{"transcript": "Hi"}, {"transcript": None}], {"transcript": "Hi"}),
+        ([{"transcript": 5}, {"transcript": "Hi"}], {"transcript": "Hi"}),
+        ([{"data": "Uk"}, 5], {"data": "Uk"}),
+        ([{"id": "1"}, {"expires_at": 5}], {"id": "1", "expires_at": 5}),
+    ],
+)
+def test_an_audio_grows(values: list[object], joined: object) -> None:
+    chunks = [chunk_of(extra={"audio": value}) for value in values]
+    assert joined_message(*chunks) == Message("assistant", "", extra={"audio": joined})
+
+
+def test_a_name_that_comes_with_every_delta_is_one() -> None:
+    chunks = [chunk_of(extra={"name": "bot"}) for _ in range(2)]
+    assert joined_message(*chunks) == Message("assistant", "", extra={"name": "bot"})
 
 
 def test_fields_beside_the_choices_and_in_them() -> None:
