@@ -296,7 +296,7 @@ def test_minimax_says_in_every_answer_how_it_went() -> None:
 
 
 def test_an_error_that_says_success_beside_an_answer_is_none() -> None:
-    fine = {"error": {"code": 0, "message": "success"}}
+    fine: dict[str, object] = {"error": {"code": 0, "message": "success"}}
     assert error_object(choices({"index": 0, "finish_reason": "stop"}, **fine)) is None
     assert error_object(fine) is not None
 
