@@ -1,6 +1,7 @@
 """What gateways that bend the format send, over real sockets: nothing of an answer is lost, made up, or bought twice.
 
-Each kind has its section here, 9 to 13 in `test_gateways_kept.py`. Other files hold the details:
+Each kind has its section here, 9 to 13 in `test_gateways_kept.py`; `test_gateways_more.py` mixes them. Other files
+hold the details:
 
 | Kind                         | Tests             | More of it                                         |
 |------------------------------|-------------------|----------------------------------------------------|
