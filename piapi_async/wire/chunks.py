@@ -151,7 +151,7 @@ class ChunkDecoder:
         self._frame: _Frame | None = None
         self._indexes = ChoiceIndexes() if builder.asked == 1 else None
         self._halves: dict[_Place, str] = {}
-        self._instead: set[int] = set()  # choices of which messages came in place of deltas
+        self._instead: list[int] = []  # choices of which messages came in place of deltas
         self._structure = converter().get_structure_hook(ChatCompletionChunk)
 
     def decode(self, events: Iterable[ServerSentEvent], chunks: list[ChatCompletionChunk]) -> bool:
@@ -315,7 +315,7 @@ class ChunkDecoder:
             if deltas_came and (choice.delta.content or "") == self._builder.text_of(choice.index):
                 choice.delta = Delta(choice.delta.role)
             elif not deltas_came:
-                self._instead.add(choice.index)
+                self._instead.append(choice.index)
 
     def _join_halves(self, fields: JSON) -> JSON:
         """Join the surrogate pairs that were cut between this chunk and those before it."""

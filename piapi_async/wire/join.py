@@ -102,14 +102,16 @@ class _ChoiceParts:
     finish_reason: str | None = None
     ended: bool = False  # by a finish_reason that no content has followed
     function_call: CallParts | None = None
-    tools: ToolCallParts = attrs.field(factory=ToolCallParts)
+    tools: ToolCallParts | None = None
     logprobs: list[object] = attrs.field(factory=_no_objects)
-    gathered: _Gathered = attrs.field(factory=_Gathered)
+    gathered: _Gathered | None = None
     extra: dict[str, object] = attrs.field(factory=dict[str, object])
 
     @property
     def has_content(self) -> bool:
-        return bool(self.content or self.refusal or self.function_call or self.tools.calls or self.gathered)
+        return bool(
+            self.content or self.refusal or self.function_call or self.gathered or (self.tools and self.tools.calls)
+        )
 
     def extend(self, part: ChunkChoice) -> None:
         if part.finish_reason is not None:
@@ -139,12 +141,19 @@ class _ChoiceParts:
             self.function_call = self.function_call or CallParts()
             self.function_call.extend(call)
         if delta.tool_calls:
+            self.tools = self.tools or ToolCallParts()
             self.tools.extend(delta.tool_calls)
         if extra:
-            self.gathered.add(extra)
+            self.gather().add(extra)
+
+    def gather(self) -> _Gathered:
+        """Where that is gathered which has no field."""
+        if self.gathered is None:
+            self.gathered = _Gathered()
+        return self.gathered
 
     def joined(self, index: int) -> Choice:
-        tools = self.tools.joined()
+        tools = self.tools.joined() if self.tools else ()
         call = self.function_call.joined() if self.function_call else None
         content = _join_content(self.content)
         message = Message(
@@ -153,7 +162,7 @@ class _ChoiceParts:
             function_call=call,
             tool_calls=tools or None,
             refusal="".join(self.refusal) or None,
-            extra=self.gathered.joined(),
+            extra=self.gathered.joined() if self.gathered is not None else {},
         )
         reason = self.finish_reason if self.ended else None  # one that content has followed was none
         return Choice(index, message, reason, _join_logprobs(self.logprobs), extra=self.extra)
@@ -294,7 +303,7 @@ class AnswerBuilder:
     def texts_of(self, index: int, field: str) -> list[str]:
         """Where the texts of a choice are gathered, those of its content or of an unknown field."""
         choice = self._choice(index)
-        return cast("list[str]", choice.content) if field == "content" else choice.gathered.texts_of(field)
+        return cast("list[str]", choice.content) if field == "content" else choice.gather().texts_of(field)
 
     def has_content_of(self, index: int) -> bool:
         """The same of one choice."""
