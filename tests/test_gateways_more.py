@@ -248,3 +248,10 @@ async def test_thoughts_in_parts_of_two_forms() -> None:
     thoughts = [{"type": "thinking", "thinking": [{"type": "text", "text": "h"}]}, {"type": "reasoning", "text": "m"}]
     events = await events_of(part(content=thoughts), part(0, "stop", content="haha!"), DONE)
     assert [(type(each).__name__, each.text) for each in events] == [("Reasoning", "hm"), ("Text", "haha!")]
+
+
+async def test_thoughts_in_parts_are_no_text_of_an_answer_that_is_cut() -> None:
+    pieces = part(content=[{"type": "reasoning", "text": "hm"}]), part(content=[{"type": "text", "text": "ha"}])
+    cut = sse(*pieces).removesuffix(b"0\r\n\r\n")
+    async with dialled([ReadRequest(), Send(cut), Close()]) as (client, _):
+        assert (await failure(read(client))).partial == "ha"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TypeAlias, cast
 
 import attrs
@@ -19,6 +19,7 @@ from piapi_async.models import (
     Message,
     Usage,
 )
+from piapi_async.models.messages import text_of
 from piapi_async.wire.calls import CallParts, ToolCallParts, is_empty
 from piapi_async.wire.convert import OWN_FIELDS
 
@@ -286,7 +287,8 @@ class AnswerBuilder:
     def text_of(self, index: int) -> str:
         """Content of a choice so far."""
         choice = self._choices.get(index)
-        return "".join(_texts(choice.content)) if choice else ""
+        pieces = choice.content if choice else []
+        return "".join(piece if isinstance(piece, str) else text_of((piece,)) for piece in pieces)
 
     def has_ended(self, index: int) -> bool:
         """Whether a choice has its `finish_reason`, with no content behind it."""
@@ -374,10 +376,3 @@ class AnswerBuilder:
         if own:  # what could be taken for the client's word stands in `raw` alone
             completion.body = json.dumps(completion.raw | own).encode()
         return completion
-
-
-def _texts(pieces: list[str | Part]) -> Iterator[str]:
-    for piece in pieces:
-        text = piece if isinstance(piece, str) else piece.get("text")
-        if isinstance(text, str):
-            yield text
