@@ -36,7 +36,7 @@ from piapi_async.wire.parse import (
     may_be_deep,
     parse_values,
 )
-from piapi_async.wire.repair import is_possible, is_word, repair_chunk, stands_instead
+from piapi_async.wire.repair import MAY_HOLD_MORE, is_possible, is_word, repair_chunk, stands_instead
 
 _TEXT = r'"(content|reasoning_content|reasoning)": ?"'
 """The key of a text that grows, up to the text itself."""
@@ -49,9 +49,6 @@ _NOT_AS_IT_IS = frozenset({"message", "text", "usage", "error"})
 
 _OF_A_FUNCTION = frozenset({"name", "arguments"})
 """Keys of a tool call that mean that its function stands beside the object that should hold it."""
-
-_NOT_ONLY_EXTRA = frozenset({"x_groq", "base_resp"})
-"""Keys of a chunk that may hold its usage or an error."""
 
 _decode_text = msgspec.json.Decoder(str).decode
 
@@ -229,7 +226,7 @@ class ChunkDecoder:
 
     def _is_plain(self, chunk: ChatCompletionChunk) -> bool:
         """Whether a chunk is as the format has it, so that nothing has to be mended."""
-        if not _NOT_ONLY_EXTRA.isdisjoint(chunk.extra) or not (chunk.usage is None or is_possible(chunk.usage)):
+        if not MAY_HOLD_MORE.isdisjoint(chunk.extra) or not (chunk.usage is None or is_possible(chunk.usage)):
             return False
         if len(chunk.choices) > 1 and len({choice.index for choice in chunk.choices}) < len(chunk.choices):
             return False
@@ -296,8 +293,8 @@ class ChunkDecoder:
         """Decode an object of an event."""
         if event.event == "error" and error_object(fields) is None:
             fields = cast("JSON", {"error": fields})
-        raise_error_object(as_unicode(fields), self._secrets)
         fields = self._join_halves(fields)
+        raise_error_object(fields, self._secrets)
         repaired = repair_chunk(fields)
         if not repaired["choices"] and repaired["usage"] is None and "choices" not in fields:
             return  # it says nothing

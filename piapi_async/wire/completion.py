@@ -17,16 +17,13 @@ from piapi_async.wire.convert import converter, structure
 from piapi_async.wire.failure import raise_error_object
 from piapi_async.wire.join import AnswerBuilder
 from piapi_async.wire.parse import BLANK, JSON, as_unicode, malformed, may_be_deep, parse_object, parse_values
-from piapi_async.wire.repair import is_possible, repair_completion
+from piapi_async.wire.repair import MAY_HOLD_MORE, is_possible, repair_completion
 
 _PLAIN_REASONS = frozenset({"stop", "length", "tool_calls", "function_call", "content_filter", None})
 """The ends that OpenAI's page names. An answer with another word is looked at closely, as it may be no end."""
 
 _ODD = frozenset({"error", "usage", "delta"})
 """Keys of a choice that mean that something stands where it is not looked for."""
-
-_NOT_ONLY_EXTRA = frozenset({"x_groq", "base_resp"})
-"""Keys of an answer that may hold its usage or an error."""
 
 _START = 2000
 """Characters in which an answer says what it is (ours)."""
@@ -88,7 +85,7 @@ def _decode_as_it_comes(body: bytes) -> ChatCompletion | None:
         completion = _structure()(fields, ChatCompletion)
     except Exception:  # the hooks raise whatever a wrong type leads to; the tolerant way says what is wrong
         return None
-    if not _NOT_ONLY_EXTRA.isdisjoint(completion.extra) or not (
+    if not MAY_HOLD_MORE.isdisjoint(completion.extra) or not (
         completion.usage is None or is_possible(completion.usage)
     ):
         return None

@@ -19,6 +19,9 @@ from piapi_async.wire.parse import JSON
 MAX_TOKENS = 1_000_000_000
 """A token count above this is not believed (ours; a thousand times today's longest contexts)."""
 
+MAY_HOLD_MORE = frozenset({"x_groq", "base_resp"})
+"""Keys of an answer, or a chunk, that may hold its usage or an error."""
+
 _PROMPT = ("prompt_tokens", "input_tokens")
 _COMPLETION = ("completion_tokens", "output_tokens")
 _NO_WORDS = ("", "null", "none")
@@ -27,11 +30,12 @@ _NO_WORDS = ("", "null", "none")
 
 def repair_completion(fields: JSON) -> JSON:
     """Return the JSON object of an answer in the form that the converter expects."""
-    repaired = _repair(fields)
-    choices = [_choice(i, choice, "message", ("delta", "text")) for i, choice in _numbered(repaired)]
-    _tell_apart(choices)
-    repaired["choices"] = choices
-    return repaired
+    return _repair(fields, "message", ("delta", "text"))
+
+
+def repair_chunk(fields: JSON) -> JSON:
+    """Return the JSON object of a chunk in the form that the converter expects."""
+    return _repair(fields, "delta", ("message", "text"))
 
 
 def _tell_apart(choices: list[object]) -> None:
@@ -40,15 +44,6 @@ def _tell_apart(choices: list[object]) -> None:
     if len({cast("int", choice["index"]) for choice in mended}) < len(mended):
         for i, choice in enumerate(mended):
             choice["index"] = i
-
-
-def repair_chunk(fields: JSON) -> JSON:
-    """Return the JSON object of a chunk in the form that the converter expects."""
-    repaired = _repair(fields)
-    choices = [_choice(i, choice, "delta", ("message", "text")) for i, choice in _numbered(repaired)]
-    _tell_apart(choices)
-    repaired["choices"] = choices
-    return repaired
 
 
 def is_word(finish_reason: str | None) -> bool:
@@ -62,14 +57,17 @@ def is_possible(usage: Usage) -> bool:
     return prompt >= 0 and completion >= 0 and prompt + completion <= total <= MAX_TOKENS
 
 
-def _repair(fields: JSON) -> JSON:
+def _repair(fields: JSON, name: str, instead: tuple[str, str]) -> JSON:
     repaired = dict(fields)
-    for name in ("id", "object", "model"):
-        if not isinstance(repaired.get(name), str):
-            repaired.pop(name, None)
+    for text in ("id", "object", "model"):
+        if not isinstance(repaired.get(text), str):
+            repaired.pop(text, None)
     created = repaired.get("created")
     repaired["created"] = int(created) if isinstance(created, float) else _integer(created)
     repaired["usage"] = next((usage for sent in _usages(fields) if (usage := _usage(sent))), None)
+    choices = [_choice(i, choice, name, instead) for i, choice in _numbered(fields)]
+    _tell_apart(choices)
+    repaired["choices"] = choices
     return repaired
 
 
