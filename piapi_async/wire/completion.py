@@ -16,7 +16,7 @@ from piapi_async.wire.chunks import ChunkDecoder
 from piapi_async.wire.convert import converter, structure
 from piapi_async.wire.failure import raise_error_object
 from piapi_async.wire.join import AnswerBuilder
-from piapi_async.wire.parse import BLANK, JSON, as_unicode, malformed, may_be_deep, parse_object, parse_values
+from piapi_async.wire.parse import BLANK, JSON, as_unicode, malformed, may_be_deep, one_object, parse_values
 from piapi_async.wire.repair import MAY_HOLD_MORE, is_possible, repair_completion
 
 _PLAIN_REASONS = frozenset({"stop", "length", "tool_calls", "function_call", "content_filter", None})
@@ -59,20 +59,20 @@ def decode_completion(
         if re.match(_EVENTS, text.lstrip(BLANK)):
             decoder = SSEDecoder()
             completion = _join(decoder.feed(text.encode()), decoder.unended(), choices, asked, secrets)
-        elif _has_events(text, secrets):
-            completion = _join([ServerSentEvent(text)], None, choices, asked, secrets)
         else:
-            completion = _decode_tolerantly(text, secrets)
+            values = parse_values(text, secrets)
+            if _are_events(values, text):
+                completion = _join([ServerSentEvent(text)], None, choices, asked, secrets)
+            else:
+                completion = _decode_tolerantly(values, text, secrets)
     completion.object = completion.object or "chat.completion"
     completion.model = completion.model or asked
     return completion
 
 
-def _has_events(text: str, secrets: Iterable[Secret]) -> bool:
+def _are_events(values: list[object], text: str) -> bool:
     """Whether a text is the chunks of a stream without the names of their fields, one a line."""
-    if text.lstrip(BLANK)[:1] != "{":
-        return False
-    return '"chat.completion.chunk"' in text[:_START] or len(parse_values(text, secrets)) > 1
+    return isinstance(values[0], dict) and (len(values) > 1 or '"chat.completion.chunk"' in text[:_START])
 
 
 def _decode_as_it_comes(body: bytes) -> ChatCompletion | None:
@@ -118,8 +118,8 @@ def _structure() -> Callable[[object, object], ChatCompletion]:
     return converter().get_structure_hook(ChatCompletion)
 
 
-def _decode_tolerantly(body: str, secrets: Iterable[Secret]) -> ChatCompletion:
-    fields = as_unicode(parse_object(body, secrets))
+def _decode_tolerantly(values: list[object], body: str, secrets: Iterable[Secret]) -> ChatCompletion:
+    fields = as_unicode(one_object(values, body, secrets))
     text = json.dumps(fields)
     raise_error_object(fields, secrets)
     repaired = repair_completion(fields)

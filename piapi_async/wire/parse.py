@@ -90,13 +90,17 @@ def _skip_blank(text: str, at: int) -> int:
     return at
 
 
-def parse_object(text: str, secrets: Iterable[Secret]) -> JSON:
-    """Parse a JSON object, or a list of one.
+def one_object(values: list[object], text: str, secrets: Iterable[Secret]) -> JSON:
+    """Return the only object among parsed values, which may be in a list.
+
+    Args:
+        values: What `parse_values` made of the text.
+        text: What came, for an error.
+        secrets: Keys that must not appear in an error.
 
     Raises:
-        APIResponseError: It is something else.
+        APIResponseError: There is something else.
     """
-    values = parse_values(text, secrets)
     value = values[0]
     if isinstance(value, list) and len(cast("list[object]", value)) == 1:
         value = cast("list[object]", value)[0]
