@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Never, TypeAlias, cast
+from typing import Never, Self, TypeAlias, cast
 
 import attrs
 
@@ -39,10 +39,21 @@ class _NoExtra(dict[str, object]):
     def __hash__(self) -> int:  # type: ignore[override]  # a dict has none, but attrs hashes the default of a field
         return 0
 
-    def _refuse(self, *_: object, **__: object) -> Never:
-        raise TypeError("this extra is empty and shared; to add a field, assign a dict of your own to .extra")
+    def __setitem__(self, *_: object) -> Never:
+        raise _shared()
 
-    __setitem__ = setdefault = update = __ior__ = _refuse
+    def setdefault(self, *_: object) -> Never:
+        raise _shared()
+
+    def update(self, *_: object, **__: object) -> Never:
+        raise _shared()
+
+    def __ior__(self, *_: object) -> Self:  # type: ignore[override, misc]  # it takes less than `|`
+        raise _shared()
+
+
+def _shared() -> TypeError:
+    return TypeError("this extra is empty and shared; to add a field, assign a dict of your own to .extra")
 
 
 NO_EXTRA: Extra = _NoExtra()
