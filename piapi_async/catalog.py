@@ -110,6 +110,8 @@ class ModelInfo:
         vendor: Whose model it is, `None` if unknown.
         max_output_tokens: The most tokens one choice can have, `None` if unknown. Not on the provider's page: from
             the vendors' own model pages, there to bound what a call without `max_tokens` can cost.
+        image_tokens: The most tokens that a picture in the prompt counts as, whatever its size; `None` if unknown. Not
+            on the provider's page either: from the vendors' own pages on pictures.
         as_of: When the price was read, `None` if unknown.
 
     Raises:
@@ -127,6 +129,7 @@ class ModelInfo:
     share: Decimal | None = field(default=None, converter=_optional_decimal, validator=_check_share, kw_only=True)
     vendor: str | None = field(default=None, kw_only=True)
     max_output_tokens: int | None = field(default=None, kw_only=True)
+    image_tokens: int | None = field(default=None, kw_only=True)
     as_of: datetime.date | None = field(default=None, kw_only=True)
 
     @cached_property
@@ -150,7 +153,7 @@ def _rank(plan: str) -> int:
     return PLANS.index(plan)
 
 
-def _table(*rows: tuple[str, str, str, str, str, str, str, bool, int]) -> Mapping[str, ModelInfo]:
+def _table(*rows: tuple[str, str, str, str, str, str, str, bool, int, int | None]) -> Mapping[str, ModelInfo]:
     return MappingProxyType(
         {
             name: ModelInfo(
@@ -163,23 +166,26 @@ def _table(*rows: tuple[str, str, str, str, str, str, str, bool, int]) -> Mappin
                 vendor=vendor,
                 system_role=system_role,
                 max_output_tokens=cap,
+                image_tokens=picture,
                 as_of=READ_ON,
             )
-            for name, input_price, output_price, minimum, plan, share, vendor, system_role, cap in rows
+            for name, input_price, output_price, minimum, plan, share, vendor, system_role, cap, picture in rows
         }
     )
 
 
-# The caps of the last column are the vendors'; OpenAI publishes none for GPTs, which run on gpt-4o and have its cap.
+# The last two columns are the vendors'. OpenAI publishes no cap for GPTs, which run on gpt-4o and have its figures.
+# Pictures: OpenAI fits one into 768 by 2,048 pixels, so 8 tiles at most, of 170 tokens, and 85 for the whole; for
+# gpt-4o-mini of 5,667, and 2,833. Anthropic scales one down to 1,600 tokens. The o1 of this table take none.
 CATALOG: Final[Mapping[str, ModelInfo]] = _table(
-    ("gpt-4o-mini", "0.1125", "0.45", "0", "free", "0.75", "OpenAI", True, 16_384),
-    ("gpt-4o", "1.875", "7.5", "0", "creator", "0.75", "OpenAI", True, 16_384),
-    ("o1-mini", "2.25", "9", "0", "creator", "0.75", "OpenAI", False, 65_536),
-    ("o1-preview", "11.25", "45", "0", "creator", "0.75", "OpenAI", False, 32_768),
-    ("claude-3-5-haiku-20241022", "0.75", "3.75", "0", "creator", "0.75", "Anthropic", True, 8_192),
-    ("claude-3-5-sonnet-20240620", "2.25", "11.25", "0", "creator", "0.75", "Anthropic", True, 8_192),
-    ("claude-3-5-sonnet-20241022", "2.25", "11.25", "0", "creator", "0.75", "Anthropic", True, 8_192),
-    ("gpt-4-gizmo-*", "2.5", "10", "0.005", "creator", "1", "OpenAI", True, 16_384),
+    ("gpt-4o-mini", "0.1125", "0.45", "0", "free", "0.75", "OpenAI", True, 16_384, 48_169),
+    ("gpt-4o", "1.875", "7.5", "0", "creator", "0.75", "OpenAI", True, 16_384, 1_445),
+    ("o1-mini", "2.25", "9", "0", "creator", "0.75", "OpenAI", False, 65_536, None),
+    ("o1-preview", "11.25", "45", "0", "creator", "0.75", "OpenAI", False, 32_768, None),
+    ("claude-3-5-haiku-20241022", "0.75", "3.75", "0", "creator", "0.75", "Anthropic", True, 8_192, 1_600),
+    ("claude-3-5-sonnet-20240620", "2.25", "11.25", "0", "creator", "0.75", "Anthropic", True, 8_192, 1_600),
+    ("claude-3-5-sonnet-20241022", "2.25", "11.25", "0", "creator", "0.75", "Anthropic", True, 8_192, 1_600),
+    ("gpt-4-gizmo-*", "2.5", "10", "0.005", "creator", "1", "OpenAI", True, 16_384, 1_445),
 )
 """The table of the provider's page, by model name or pattern."""
 

@@ -256,7 +256,8 @@ class AttemptInFlight:
             self._tokens = usage.prompt_tokens, usage.output_tokens
         else:
             answers = (choice.message for choice in completion.choices)
-            self._tokens = billing.estimate(self.call.request.messages), billing.estimate(answers)
+            prompt = billing.estimate_prompt(self.call.request, self.call.model, self.upstream.provider)
+            self._tokens = prompt, billing.estimate(answers)
         self.completion = completion
         return completion
 
