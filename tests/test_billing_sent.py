@@ -67,7 +67,11 @@ async def test_a_parameter_is_refused_in_extra_body(server: LocalServer, name: s
 
 async def test_a_row_is_refused_that_way_too(server: LocalServer, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    rows: list[str | Mapping[str, object]] = [{"prompt": "x", "extra_body": {"max_tokens": 16_000}}, {"prompt": "x", "N": 400}, {"prompt": "x"}]
+    rows: list[str | Mapping[str, object]] = [
+        {"prompt": "x", "extra_body": {"max_tokens": 16_000}},
+        {"prompt": "x", "N": 400},
+        {"prompt": "x"},
+    ]
     async with Client(KEY, base_url=server.base_url, model="gpt-4o-mini", budget="0.001") as client:
         status = await run_batch(rows, out, client=client, max_tokens=10)
     assert (status.done, status.failed, len(server.requests)) == (1, 2, 1)
