@@ -104,6 +104,7 @@ class Billing:
         self._count = tokenizer or estimate_tokens
         self._fold = fold
         self._books = books
+        self._grown: dict[str, tuple[int, int]] = {}  # by the caller's name of the model: a bill, and its worst case
 
     def price(self, provider: Provider, model: str) -> ModelInfo | None:
         """The price of a model, by the caller's name, at a provider; None if it is unknown."""
@@ -171,11 +172,21 @@ class Billing:
         Raises:
             InvalidRequestError: A price is unknown, or nothing bounds the answer.
         """
-        prompt = len(_prompt_text(request).encode()) + MESSAGE_TOKENS * len(request.messages)
-        prompt += TOOLS_TOKENS if request.tools or request.functions else 0
+        prompt = _most_text_tokens(request)
         return max(self._worst_at(request, model, provider, prompt) for provider in providers)
 
-    def _worst_at(self, request: ChatRequest, model: str, provider: Provider, prompt: int) -> int:
+    def to_reserve(self, model: str, worst: int) -> int:
+        """What to reserve for a worst case: more, where bills for the model came to more than theirs, by that share."""
+        bill, its_worst = self._grown.get(model, (1, 1))
+        return -(-worst * bill // its_worst)
+
+    def grow(self, model: str, bill: int, worst: int) -> None:
+        """Reserve more for a model from now on, of which a bill was above its worst case."""
+        before, its_worst = self._grown.get(model, (1, 1))
+        if bill * its_worst > before * worst:
+            self._grown[model] = bill, worst
+
+    def _worst_at(self, request: ChatRequest, model: str, provider: Provider, prompt: int, came: int = 0) -> int:
         info = self.price(provider, model)
         if info is None:
             near = self.suggest(model, provider)
@@ -184,12 +195,12 @@ class Billing:
                 + (f"did you mean {near!r}? Else " if near else "")
                 + "pass it by prices=…"
             )
-        answer = _asked_tokens(request) or info.max_output_tokens
-        if answer is None:
+        answer = _asked_tokens(request) or info.max_output_tokens or came
+        if not answer:
             raise InvalidRequestError(
                 f"max_tokens: a budget needs a bound on the answer, and none is known for {model}; pass max_tokens"
             )
-        return cost(info, prompt + _part_tokens(request, info), answer * (request.n or 1))
+        return cost(info, prompt + _part_tokens(request, info), max(came, answer * (request.n or 1)))
 
     def quote(self, request: ChatRequest, model: str, providers: tuple[Provider, ...]) -> Quote:
         """Tell what a call would cost.
@@ -201,7 +212,7 @@ class Billing:
         info = self.price(allowed[0], model)
         tokens = self.estimate_prompt(request, model, allowed[0])
         try:
-            most = to_dollars(self.worst(request, model, allowed))
+            most = to_dollars(self.to_reserve(model, self.worst(request, model, allowed)))
         except InvalidRequestError:
             most = None
         return Quote(model, tokens, None if info is None else to_dollars(cost(info, tokens, 0)), most)
@@ -221,7 +232,7 @@ class Billing:
 
     def book(
         self, account: Account, reserved: int | None, prompt_tokens: int, answer_tokens: int, *, estimated: bool
-    ) -> Decimal | None:
+    ) -> int | None:
         """Enter an answer into the books.
 
         Args:
@@ -232,7 +243,7 @@ class Billing:
             estimated: Whether the tokens are an estimate.
 
         Returns:
-            What it cost, in US dollars; None when the price is unknown.
+            What it cost, in picodollars; None when the price is unknown.
         """
         if account.rates is None:
             self._books.settle(account.row, reserved or 0, None)
@@ -242,21 +253,34 @@ class Billing:
         if account.vendor is not None:
             saved = account.vendor[0] * prompt_tokens + account.vendor[1] * answer_tokens - amount
         self._books.settle(account.row, reserved or 0, amount, saved=saved, estimated=estimated)
-        return to_dollars(amount)
+        return amount
 
     def keep(
-        self, account: Account, reserved: int | None, request: ChatRequest, model: str, provider: Provider
-    ) -> None:
-        """Enter a request whose bill is unknown: what was reserved for it, or else the most that it may cost."""
-        if reserved is not None:
-            self._books.keep(account.row, reserved, reserved=True)
-        else:
-            self._books.keep(account.row, self._at_most(request, model, provider), reserved=False)
+        self, account: Account, reserved: int | None, request: ChatRequest, model: str, provider: Provider, came: int
+    ) -> int:
+        """Enter a request whose bill is unknown: what was reserved for it, or the most that it may cost if it is more.
 
-    def _at_most(self, request: ChatRequest, model: str, provider: Provider) -> int:
+        Args:
+            account: The provider's model.
+            reserved: What was reserved; None where nothing was.
+            request: What was asked.
+            model: By the caller's name.
+            provider: Who was asked.
+            came: Tokens of the answer that have come, at least.
+
+        Returns:
+            What was entered, in picodollars.
+        """
+        amount = reserved or 0
+        if reserved is None or came:
+            amount = max(amount, self._at_most(request, model, provider, came))
+        self._books.keep(account.row, reserved or 0, amount)
+        return amount
+
+    def _at_most(self, request: ChatRequest, model: str, provider: Provider, came: int) -> int:
         """What an attempt may have cost, as far as that is known, in picodollars."""
         try:
-            return self.worst(request, model, (provider,))
+            return self._worst_at(request, model, provider, _most_text_tokens(request), came)
         except InvalidRequestError:
             return 0
 
@@ -303,6 +327,12 @@ def _part_tokens(request: ChatRequest, info: ModelInfo | None) -> int:
     picture = PART_TOKENS if info is None or info.image_tokens is None else info.image_tokens
     others = sum(kind not in _TEXTS and kind != "image_url" for kind in kinds)
     return picture * kinds.count("image_url") + PART_TOKENS * others
+
+
+def _most_text_tokens(request: ChatRequest) -> int:
+    """Tokens of a prompt at most, without pictures and the like."""
+    tools = TOOLS_TOKENS if request.tools or request.functions else 0
+    return len(_prompt_text(request).encode()) + MESSAGE_TOKENS * len(request.messages) + tools
 
 
 def _prompt_text(request: ChatRequest) -> str:

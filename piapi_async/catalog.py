@@ -49,6 +49,7 @@ READ_ON: Final = datetime.date(2026, 11, 22)
 
 _DOLLAR: Final = 10**12  # picodollars
 _PICODOLLAR: Final = Decimal("1E-12")
+_WHOLE: Final = Decimal(1)
 _EXACT: Final = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX)  # rounds nothing
 _PER_MILLION: Final = 10**6  # picodollars a token, for one dollar per million tokens
 
@@ -275,8 +276,12 @@ def charge(rates: tuple[int, int, int], prompt_tokens: int, completion_tokens: i
 
 
 def to_dollars(picodollars: int) -> Decimal:
-    """Return the US dollars of an amount in picodollars, exactly, whatever the decimal context."""
-    return _EXACT.multiply(picodollars, _PICODOLLAR)
+    """Return the US dollars of an amount in picodollars, exactly, whatever the decimal context.
+
+    It prints as people write it: zeros that say nothing are left out, and nothing is 0.
+    """
+    amount = _EXACT.multiply(picodollars, _PICODOLLAR).normalize(_EXACT)
+    return amount if amount.as_tuple().exponent < 0 else _EXACT.quantize(amount, _WHOLE)  # type: ignore[operator]
 
 
 def from_dollars(amount: Decimal) -> int:

@@ -1,4 +1,4 @@
-"""What is sent is what is reserved and booked: `extra_body`, tools, pictures, the larger bound, streams without usage."""
+"""What is sent is what is reserved and booked: `extra_body`, schemas, pictures, two bounds, streams without usage."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from piapi_async import (
+    APIError,
     APITimeoutError,
     ChatRequest,
     Client,
@@ -23,14 +24,18 @@ from piapi_async import (
 )
 from piapi_async.catalog import CATALOG, ModelInfo
 from piapi_async.models import ChatParams
-from piapi_async.testing import LocalServer
+from piapi_async.testing import LocalServer, ReadRequest, Send, Wait
 from tests.leaks import KEY, assert_tight
 from tests.test_billing import answer, serving
+from tests.wires import DONE, dialled, sse, sse_cut
 
 pytestmark = pytest.mark.anyio
 
 IN, OUT = Decimal("0.1125e-6"), Decimal("0.45e-6")
 """US dollars that a token costs with gpt-4o-mini."""
+
+IN_4O, OUT_4O = Decimal("1.875e-6"), Decimal("7.5e-6")
+"""The same with gpt-4o."""
 
 
 @pytest.fixture
@@ -193,3 +198,83 @@ async def test_a_tokenizer_counts_schemas_too() -> None:
     plain, quote = (client.quote("x", model="gpt-4o-mini", functions=each) for each in (None, [FUNCTION]))
     assert plain.tokens == 1
     assert quote.tokens > 400
+
+
+# -- streams without usage ---------------------------------------------------------------------------------------------
+
+PIECES = ["[1", *[",1"] * 98, "]"]
+"""An answer of a hundred tokens and one word."""
+
+
+def bare(*deltas: Mapping[str, object], index: int = 0) -> bytes:
+    """Chunks without usage."""
+    choices = ({"choices": [{"index": index, "delta": delta, "finish_reason": None}]} for delta in deltas)
+    return b"".join(b"data: " + json.dumps(choice).encode() + b"\n\n" for choice in choices)
+
+
+TEXT = bare(*({"content": piece} for piece in PIECES))
+ARGUMENTS = bare(
+    *({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": piece}}]} for piece in PIECES)
+)
+REASONING = bare(*({"reasoning_content": piece} for piece in PIECES))
+
+
+@pytest.mark.parametrize("how", ["tokens", "chunks", "events", "completion", "complete"])
+@pytest.mark.parametrize("pieces", [TEXT, ARGUMENTS, REASONING])
+async def test_a_stream_without_usage_costs_a_token_a_chunk(pieces: bytes, how: str) -> None:
+    async with dialled([ReadRequest(), Send(sse(pieces, DONE))], budget="1") as (client, _):
+        if how == "complete":
+            assert (await client.complete("x", via_stream=True)).cost_estimated
+        else:
+            async with client.stream("x") as stream:
+                reads: Any = {"tokens": stream.__aiter__, "chunks": stream.chunks, "events": stream.events}
+                if how == "completion":
+                    await stream.completion()
+                else:
+                    async for _ in reads[how]():
+                        pass
+        assert client.ledger.spent == 2 * IN_4O + 100 * OUT_4O
+        assert client.ledger.reserved == client.ledger.unknown == client.ledger.overrun == 0
+
+
+async def test_each_choice_of_a_stream_counts() -> None:
+    pieces = [bare({"content": piece}, index=i) for piece in PIECES for i in (0, 1)]
+    async with dialled([ReadRequest(), Send(sse(*pieces, DONE))], budget="1") as (client, _):
+        async with client.stream("x", n=2) as stream:
+            await stream.completion()
+        assert client.ledger.spent == 2 * IN_4O + 200 * OUT_4O
+
+
+async def test_words_count_where_they_are_more() -> None:
+    words = bare({"content": "word " * 300}) + bare({"content": "end"})
+    async with dialled([ReadRequest(), Send(sse(words, DONE))], budget="1") as (client, _):
+        async with client.stream("x") as stream:
+            await stream.completion()
+        assert client.ledger.spent == 2 * IN_4O + 402 * OUT_4O
+
+
+@pytest.mark.parametrize("budget", [None, "1"])
+@pytest.mark.parametrize("how", ["cut", "left", "cancelled", "failed"])
+async def test_a_stream_that_ends_early_costs_what_came_at_least(budget: str | None, how: str) -> None:
+    """The answer is longer than `max_tokens`, as some servers don't obey it."""
+    error = b'data: {"error": {"message": "no", "code": 500}}\n\n' if how == "failed" else b""
+    end = [] if how in ("cut", "failed") else [Wait()]
+    script = [ReadRequest(), Send(sse_cut(TEXT, error)), *end]
+    async with dialled(script, budget=budget) as (client, _):
+
+        async def read() -> None:
+            async with client.stream("x", max_tokens=10) as stream:
+                left = 100
+                async for _ in stream:
+                    left -= 1
+                    if how == "left" and not left:
+                        break
+                    if how == "cancelled" and not left:
+                        reading.cancel()
+
+        reading = asyncio.create_task(read())
+        (outcome,) = await asyncio.gather(reading, return_exceptions=True)
+        assert isinstance(outcome, {"left": type(None), "cancelled": asyncio.CancelledError}.get(how, APIError))
+        assert client.ledger.spent == client.ledger.reserved == 0
+        assert client.ledger.unknown == 17 * IN_4O + 100 * OUT_4O
+        assert client.ledger.overrun == (90 * OUT_4O if budget else 0)
