@@ -31,7 +31,6 @@ class Flight:
         row: The row.
         began: When, on the loop's clock.
         scope: Cancels it; used only before anything was sent.
-        asking: Whether the client has it; False while it waits for a part of the budget.
         slot: Where the checkpoint notes that it was sent; None if it was not.
         at_most: US dollars that a request for it may cost, as far as that is known.
     """
@@ -39,7 +38,6 @@ class Flight:
     row: Row
     began: float
     scope: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
-    asking: bool = False
     slot: int | None = None
     at_most: Decimal = Decimal(0)
 
