@@ -197,7 +197,7 @@ class AttemptInFlight:
         raise failure
 
     def _still_fits(self) -> bool:
-        """Whether the reservation is enough by now, and the budget not passed: bills may have come to more than that."""
+        """Whether the reservation is enough by now, and the budget not passed: a bill may have been above its own."""
         books = self._dispatcher.books
         return self._reserved is None or (books.fits(0) and self._reserved >= self._amount())
 
