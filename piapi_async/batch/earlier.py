@@ -35,6 +35,7 @@ class Earlier:
         done: Rows that have an answer.
         failed: Rows that are recorded as failed.
         spent: US dollars that the answers cost.
+        saved: US dollars that they cost less than at the vendors' own prices.
         unknown: US dollars that requests may have cost whose bill is unknown.
         torn: Whether the last line was cut short, and taken away.
         broken: Lines that were damaged, and taken away.
@@ -43,6 +44,7 @@ class Earlier:
     done: int = 0
     failed: int = 0
     spent: Decimal = Decimal(0)
+    saved: Decimal = Decimal(0)
     unknown: Decimal = Decimal(0)
     torn: bool = False
     broken: int = 0
@@ -99,6 +101,7 @@ class EarlierReader:
         """Read some lines, and return how many of them stay."""
         rows: list[tuple[str, str]] = []
         costs: list[str] = []
+        saved: list[str] = []
         failed = 0
         for line in lines:
             note = self._check(line)
@@ -107,11 +110,13 @@ class EarlierReader:
                 failed += note.failed
                 if note.cost is not None:
                     costs.append(note.cost)
+                    saved.append(note.saved)
         self._ids.add_finished(rows)
         self.found.failed += failed
         self.found.done += len(rows) - failed
         with localcontext(_EXACT):
             self.found.spent += sum(map(Decimal, costs))
+            self.found.saved += sum(map(Decimal, saved))
         return len(rows)
 
     def _check(self, line: bytes) -> ShortNote | None:

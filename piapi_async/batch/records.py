@@ -53,6 +53,7 @@ class Note:
         model: The model, by the caller's name.
         cost: US dollars; None if unknown.
         cost_estimated: Whether the cost comes from estimated token counts.
+        saved: US dollars that it cost less than at the vendor's own price, as far as that is known.
         unknown: US dollars that requests whose bill is unknown may have cost, in the whole batch up to this line.
         tokens_in: Tokens of the prompt, if the provider counted them.
         tokens_out: Tokens of the answer, if the provider counted them.
@@ -72,6 +73,7 @@ class Note:
     model: str = ""
     cost: str | None = None
     cost_estimated: bool = False
+    saved: str = "0"
     unknown: str = "0"
     tokens_in: int | None = None
     tokens_out: int | None = None
@@ -91,6 +93,7 @@ class ShortNote:
     request: str
     failed: bool = False
     cost: str | None = None
+    saved: str = "0"
     unknown: str = "0"
 
 
