@@ -30,23 +30,28 @@ def by_name(server: LocalServer) -> str:
     return server.base_url.replace("127.0.0.1", "localhost")
 
 
-@pytest.fixture
-def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[threading.Thread]]:
-    """Look-ups of names that end in `.hangs` do so; gives the threads that are in one."""
-    go_on = threading.Event()
-    threads: list[threading.Thread] = []
+class Hanging:
+    """Look-ups of names that end in `.hangs` do so, until `go_on` is set; `threads` are in one."""
 
-    def hang(host: str, *args: Any, **options: Any) -> Any:
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.threads: list[threading.Thread] = []
+
+    def __call__(self, host: str, *args: Any, **options: Any) -> Any:
         if not host.endswith(".hangs"):
             return look_up(host, *args, **options)
-        threads.append(threading.current_thread())
-        go_on.wait(30)
-        threads.remove(threading.current_thread())
+        self.threads.append(threading.current_thread())
+        self.go_on.wait(30)
+        self.threads.remove(threading.current_thread())
         raise socket.gaierror(socket.EAI_NONAME, "no such name")
 
-    monkeypatch.setattr(socket, "getaddrinfo", hang)
-    yield threads
-    go_on.set()
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
+    hanging = Hanging()
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    yield hanging
+    hanging.go_on.set()
 
 
 async def test_a_busy_executor_is_not_waited_for(piapi_server: LocalServer) -> None:
@@ -72,7 +77,7 @@ async def test_a_busy_executor_is_not_waited_for(piapi_server: LocalServer) -> N
 
 
 async def test_a_look_up_that_hangs_is_a_connect_timeout_and_keeps_nothing_open(
-    hanging: list[threading.Thread], piapi_server: LocalServer
+    hanging: Hanging, piapi_server: LocalServer
 ) -> None:
     stuck, good = endpoint("http://name.hangs/v1"), endpoint(by_name(piapi_server))
     with anyio.fail_after(5):
@@ -82,22 +87,24 @@ async def test_a_look_up_that_hangs_is_a_connect_timeout_and_keeps_nothing_open(
             assert (caught.value.kind, caught.value.maybe_billed) == ("connect", False)
             exchange = await send(pool, good)  # another name is no worse off
             exchange.close()
-        assert len(hanging) == 1
-        assert hanging[0].daemon
+        assert len(hanging.threads) == 1
+        assert hanging.threads[0].daemon
 
 
-async def test_so_many_threads_and_no_more(hanging: list[threading.Thread]) -> None:
+async def test_so_many_threads_and_no_more(hanging: Hanging) -> None:
     resolver = ThreadResolver()
     waiting = [asyncio.create_task(resolver.resolve(f"{i}.hangs")) for i in range(LOOKUPS + 5)]
     async with asyncio.timeout(5):
-        while len(hanging) < LOOKUPS:
+        while len(hanging.threads) < LOOKUPS:
             await asyncio.sleep(0.001)
     for task in waiting:
         task.cancel()
     await asyncio.wait(waiting)
     with pytest.raises(TimeoutError):  # the threads are still there
         await asyncio.wait_for(resolver.resolve("localhost", 80), 0.02)
-    assert len(hanging) == LOOKUPS
+    assert len(hanging.threads) == LOOKUPS
+    hanging.go_on.set()
+    assert await asyncio.wait_for(resolver.resolve("localhost", 80), 5)  # until one of them has ended
 
 
 async def test_a_thread_that_ends_makes_room() -> None:
@@ -181,10 +188,10 @@ def test_a_look_up_that_hangs_does_not_keep_the_interpreter() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"connect\n", b"")
 
 
-async def test_a_loop_that_ends_before_the_look_up_does(hanging: list[threading.Thread]) -> None:
+async def test_a_loop_that_ends_before_the_look_up_does(hanging: Hanging) -> None:
     async def ask() -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(ThreadResolver().resolve("name.hangs"), 0.01)
 
     await asyncio.to_thread(asyncio.run, ask())
-    assert len(hanging) == 1
+    assert len(hanging.threads) == 1
