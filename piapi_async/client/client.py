@@ -28,6 +28,7 @@ from piapi_async.client.options import (
     read_deadline,
     read_item,
     read_items,
+    read_on_send,
     read_via_stream,
 )
 from piapi_async.dispatch import Dispatcher
@@ -270,7 +271,8 @@ class Client:
                 `stream_usage`). False: never. None: for models that answer by stream only
                 (`ModelInfo.stream_only`), and for one more try after a gateway's timeout (504 or 524) where there is
                 no backup; the first try may have been billed, and counts in `ledger.unknown`.
-            on_send: Called right before each request goes out, for callers who keep a journal.
+            on_send: Called right before each request goes out, for callers who keep a journal; not an async function.
+                What it raises ends the call, and that request is not sent.
             params: The parameters of the API, each None for not given:
 
                 - `functions`: descriptions of functions that the model may call;
@@ -305,7 +307,7 @@ class Client:
         del prompt, messages, params
         if isinstance(call, Exception):
             raise call
-        call.on_send = on_send
+        call.on_send = read_on_send(on_send)
         if via_stream is not None:
             call.via_stream = read_via_stream(via_stream)
         return await self._dispatcher.complete(call)
@@ -347,7 +349,7 @@ class Client:
             raise call
         if on_interrupt not in ("raise", "restart"):
             raise InvalidRequestError("on_interrupt: it is not known; pass 'raise' or 'restart'")
-        call.restart, call.on_send = on_interrupt == "restart", on_send
+        call.restart, call.on_send = on_interrupt == "restart", read_on_send(on_send)
         return ChatStream(self._dispatcher.stream(call), restarts=call.restart)
 
     def map(
