@@ -12,9 +12,9 @@ import json
 import os
 import pickle
 import socket
-import threading
 import ssl
 import stat
+import threading
 import traceback
 from pathlib import Path
 from typing import Any
