@@ -28,6 +28,7 @@ from piapi_async.client.options import (
     read_deadline,
     read_item,
     read_items,
+    read_on_send,
     read_via_stream,
 )
 from piapi_async.dispatch import Dispatcher
@@ -273,7 +274,8 @@ class Client:
                 no backup; the first try may have been billed, and counts in `ledger.unknown`.
             wait_for_room: Whether a call that does not fit into the budget waits while others under way may make room.
                 They have reserved the most that they may cost, and mostly cost less. `map` waits so.
-            on_send: Called right before each request goes out, for callers who keep a journal.
+            on_send: Called right before each request goes out, for callers who keep a journal; not an async function.
+                What it raises ends the call, and that request is not sent.
             params: The parameters of the API, each None for not given:
 
                 - `functions`: descriptions of functions that the model may call;
@@ -309,7 +311,7 @@ class Client:
         del prompt, messages, params
         if isinstance(call, Exception):
             raise call
-        call.on_send, call.waits_for_room = on_send, wait_for_room
+        call.on_send, call.waits_for_room = read_on_send(on_send), wait_for_room
         if via_stream is not None:
             call.via_stream = read_via_stream(via_stream)
         return await self._dispatcher.complete(call)
@@ -351,7 +353,7 @@ class Client:
             raise call
         if on_interrupt not in ("raise", "restart"):
             raise InvalidRequestError("on_interrupt: it is not known; pass 'raise' or 'restart'")
-        call.restart, call.on_send = on_interrupt == "restart", on_send
+        call.restart, call.on_send = on_interrupt == "restart", read_on_send(on_send)
         return ChatStream(self._dispatcher.stream(call), restarts=call.restart)
 
     def map(

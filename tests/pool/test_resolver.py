@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import subprocess
 import sys
@@ -59,7 +60,7 @@ async def test_a_busy_executor_is_not_waited_for(piapi_server: LocalServer) -> N
     with ThreadPoolExecutor(1) as executor:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(executor)
-        busy = loop.run_in_executor(None, done.wait, 30)
+        busy = loop.run_in_executor(None, done.wait, 5)
         try:
             for trust_env in (False, True):
                 async with Client(
@@ -69,6 +70,7 @@ async def test_a_busy_executor_is_not_waited_for(piapi_server: LocalServer) -> N
                     timeout=Timeout(connect=2),
                     trust_env=trust_env,
                 ) as client:
+                    assert not busy.done()
                     assert (await client.complete("hi")).text
                     assert client.statistics().outcomes == {"ok": 1}
         finally:
@@ -132,6 +134,20 @@ async def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(APIConnectionError) as later:
             await send(pool, target)
         assert later.value.kind == "connect"
+
+
+async def test_the_numbers_of_a_resolvers_errors_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`EAI_NONAME` of one system is `ENOMEM` of another."""
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise socket.gaierror(errno.ENOMEM, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    target = endpoint("http://name.example:1/v1")
+    async with SessionPool([target]) as pool:
+        with pytest.raises(APIConnectionError) as caught:
+            await send(pool, target)
+    assert caught.value.kind == "dns"
 
 
 async def test_localhost_on_a_machine_that_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
