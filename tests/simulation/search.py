@@ -1,0 +1,149 @@
+"""Runs histories, tells what is wrong with one, and leaves out of it what does not matter."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import re
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import attrs
+
+from tests.simulation.history import Caller, History, draw
+from tests.simulation.loop import StuckError, VirtualLoop
+from tests.simulation.provider import ScriptedProvider
+from tests.simulation.world import World
+
+Value = TypeVar("Value", History, Caller)
+
+
+@attrs.frozen
+class Outcome:
+    """How a history ended.
+
+    Attributes:
+        history: The history.
+        wrongs: What must not be; empty where all is right.
+        events: What happened, where it was kept.
+        faulty: Requests that were answered badly, by provider and number.
+    """
+
+    history: History
+    wrongs: tuple[str, ...]
+    events: tuple[str, ...]
+    faulty: frozenset[tuple[str, int]]
+
+
+def happen(history: History, *, keep: bool = False, states: set[int] | None = None) -> Outcome:
+    """Let a history happen."""
+    loop = VirtualLoop()
+    provider = ScriptedProvider(
+        history.seed,
+        history.providers,
+        faults=history.faults,
+        words=history.budget is None,
+        tell=lambda what, request: world.hear(what, request),
+        mended=history.mended,
+    )
+    world = World(history, loop, provider, keep, states)
+    try:
+        loop.run_until_complete(world.live())
+    except StuckError as error:
+        world.wrong(str(error))
+    except Exception as error:
+        world.wrong(f"the simulation raised {error!r}")
+        if keep:
+            raise
+    finally:
+        _end(loop)
+    faulty = frozenset((each.provider, each.number) for each in provider.requests if each.answer.fault)
+    return Outcome(history, tuple(world.wrongs), tuple(world.events), faulty)
+
+
+def _end(loop: VirtualLoop) -> None:
+    tasks = loop.tasks()
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=1))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+def search(seeds: Iterable[int], *, states: set[int] | None = None) -> Outcome | None:
+    """Return the first seed whose history is wrong, told whole; None where all are right."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # when it would run depends on what ran before, and it ends what a task has left
+    try:
+        for count, seed in enumerate(seeds):
+            history = draw(seed)
+            if happen(history, states=states).wrongs:
+                return happen(shorten(history), keep=True)
+            if not count % 200:
+                gc.collect()
+    finally:
+        gc.enable()
+        gc.unfreeze()
+    return None
+
+
+# -- shorter ---------------------------------------------------------------------------------------------------------------
+
+
+def shorten(history: History) -> History:
+    """Leave out of a wrong history what it is wrong without."""
+    sort = _sort_of(happen(history))
+    while True:
+        for shorter in _shorter(history):
+            if _sort_of(happen(shorter)) == sort:
+                history = shorter
+                break
+        else:
+            return history
+
+
+def _sort_of(outcome: Outcome) -> str | None:
+    """What is wrong first, without its figures: what is left out must not make another fault of it."""
+    return re.sub(r"\d[\d.e-]*", "#", outcome.wrongs[0]) if outcome.wrongs else None
+
+
+def _shorter(history: History) -> Iterator[History]:
+    """Histories with one thing less, the large things first."""
+    callers, closings = history.callers, history.closings
+    for i in range(len(callers)):
+        if len(callers) > 1:
+            yield attrs.evolve(history, callers=callers[:i] + callers[i + 1 :])
+    for i in range(len(closings)):
+        yield attrs.evolve(history, closings=closings[:i] + closings[i + 1 :])
+    for i, caller in enumerate(callers):
+        for changed in _plainer(caller, Caller(caller.kind), ("kind", "items", "ending")):
+            yield attrs.evolve(history, callers=(*callers[:i], changed, *callers[i + 1 :]))
+        for items in range(1, caller.items):
+            yield attrs.evolve(history, callers=(*callers[:i], attrs.evolve(caller, items=items), *callers[i + 1 :]))
+    for plainer in _plainer(history, History(0), ("seed", "callers", "closings", "mended", "faults")):
+        if plainer.backups or not plainer.hedge:
+            yield plainer
+    for request in happen(history).faulty - history.mended:
+        yield attrs.evolve(history, mended=history.mended | {request})
+
+
+def _plainer(value: Value, usual: Value, kept: tuple[str, ...]) -> Iterator[Value]:
+    for name in (field.name for field in attrs.fields(type(value)) if field.name not in kept):
+        if getattr(value, name) != getattr(usual, name):
+            yield attrs.evolve(value, **{name: getattr(usual, name)})
+
+
+def told(outcome: Outcome) -> str:
+    """A wrong history, as a person reads it."""
+    return "\n".join(
+        [
+            f"seed {outcome.history.seed} is wrong:",
+            *(f"  {wrong}" for wrong in outcome.wrongs),
+            "shortened to:",
+            str(outcome.history),
+            "events (seconds):",
+            *outcome.events,
+        ]
+    )
