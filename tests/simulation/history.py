@@ -149,32 +149,23 @@ class History:
         return ("piapi", *BACKUPS[: self.backups])
 
     def __str__(self) -> str:
-        lines = [
-            f"{type(each).__name__} {_told(each, type(each)(**_kept(each)))}"
-            for each in (*self.callers, *self.closings)
-        ]
-        return "\n".join([f"History {_told(attrs.evolve(self, callers=(), closings=()), History(0))}", *lines])
-
-
-def _kept(each: Caller | Closing) -> dict[str, object]:
-    return {"kind": each.kind} if isinstance(each, Caller) else {"at": each.at}
+        lines = [f"History {_told(attrs.evolve(self, callers=(), closings=()), History(0))}"]
+        lines += [f"Caller {_told(caller, Caller(caller.kind))}" for caller in self.callers]
+        lines += [f"Closing {_told(closing, Closing(closing.at))}" for closing in self.closings]
+        return "\n".join(lines)
 
 
 def _told(value: attrs.AttrsInstance, usual: attrs.AttrsInstance) -> str:
-    """The fields that are not as usual."""
-    fields = [field.name for field in attrs.fields(type(value))]
-    first = fields[:1]
-    return ", ".join(
-        f"{name}={getattr(value, name)!r}"
-        for name in fields
-        if name in first or getattr(value, name) != getattr(usual, name)
-    )
+    """The first field, and those that are not as usual."""
+    first, *others = [field.name for field in attrs.fields(type(value))]
+    names = [first, *(name for name in others if getattr(value, name) != getattr(usual, name))]
+    return ", ".join(f"{name}={getattr(value, name)!r}" for name in names)
 
 
 def draw(seed: int) -> History:
     """Draw the history of a seed."""
     rng = random.Random(seed)
-    batch = rng.random() < 0.2
+    batch = rng.random() < 0.08
     callers = [_draw_batch(rng)] if batch else [_draw_caller(rng) for _ in range(rng.choice((1, 1, 2, 3, 4, 6)))]
     backups = rng.choice((0, 1, 1, 2))
     return History(

@@ -6,11 +6,15 @@ import asyncio
 import itertools
 import selectors
 import types
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import Context, ContextVar
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
+
+import anyio
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 MOST_TURNS = 100_000
 """Turns of the loop that no history needs: one that takes more goes round in circles."""
@@ -52,10 +56,31 @@ class _Jump(selectors.BaseSelector):
 class _Task(asyncio.Task[T]):
     """A task whose hash is its number, so that a set of tasks has the same order every time."""
 
-    number = 0
+    def __init__(self, number: int, work: Coroutine[Any, Any, T], **options: Any) -> None:
+        self.number = number  # first: a set has it from here on
+        super().__init__(work, **options)
 
     def __hash__(self) -> int:
         return self.number
+
+
+@contextmanager
+def scopes_in_order() -> Iterator[None]:
+    """Number the cancel scopes of the running loop: anyio keeps a scope's children in a set.
+
+    Else whom a scope cancels first would depend on where in memory the others are, and a seed would not be one history.
+    """
+    cls = type(anyio.CancelScope())
+    numbers: dict[int, tuple[int, anyio.CancelScope]] = {}  # it holds the scopes, so that no address is used twice
+
+    def number(scope: anyio.CancelScope) -> int:
+        return numbers.setdefault(id(scope), (len(numbers), scope))[0]
+
+    cls.__hash__ = number  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        cls.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -80,7 +105,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._jump.now
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Do as asyncio does, and keep the timer in mind."""
         handle = super().call_at(when, callback, *args, context=context)
@@ -99,8 +124,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _make_task(self, _: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
         strike = striking.get()
-        task = _Task(work if strike is None else strike.watch(work), loop=self, **options)
-        task.number = next(self._numbers)
+        task = _Task(next(self._numbers), work if strike is None else strike.watch(work), loop=self, **options)
         self._tasks.append(task)
         return task
 

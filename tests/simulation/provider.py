@@ -196,7 +196,7 @@ class ScriptedProvider:
         self.asking = 0
         self.sessions = 0
         self._billed_before = 0
-        self.healed = False
+        self.healed = self.dead = False
         self._rngs = {name: random.Random(seed * 16 + i + 1) for i, name in enumerate(providers)}
         self._counts = dict.fromkeys(providers, 0)
         self._faults = faults
@@ -212,6 +212,11 @@ class ScriptedProvider:
     def billed(self) -> int:
         """Picodollars, all together."""
         return self._billed_before + sum(request.billed for request in self.under_way)
+
+    @property
+    def over(self) -> int:
+        """What of it is above the most that those requests may cost."""
+        return sum(request.over for request in self.requests)
 
     async def __aenter__(self) -> Self:
         await self.aclose()
@@ -264,7 +269,7 @@ class ScriptedProvider:
     ) -> ScriptedExchange:
         """Take a request, and answer as was drawn."""
         name = endpoint.provider
-        if not self.sessions:
+        if not self.sessions or self.dead:
             raise closed(name, sent=False)
         request = self._take(name, json.loads(body.content), fresh=fresh)
         answer = request.answer
@@ -303,8 +308,16 @@ class ScriptedProvider:
         finally:
             self.asking -= 1
 
+    def die(self) -> None:
+        """Note that the client's process is killed: what it does from here on does not happen."""
+        for request in list(self.under_way):
+            self.end(request)
+        self.dead = True
+
     def end(self, request: Request) -> None:
         """Note that a request is over: nothing more is billed."""
+        if request.phase == 3:
+            return
         request.phase = 3
         del self.under_way[request]
         self._billed_before += request.billed

@@ -6,14 +6,17 @@ import asyncio
 import gc
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import attrs
 
+from tests.simulation.batches import run_batches
+from tests.simulation.callers import call
 from tests.simulation.history import Caller, History, draw
-from tests.simulation.loop import StuckError, VirtualLoop
+from tests.simulation.loop import StuckError, VirtualLoop, scopes_in_order
 from tests.simulation.provider import ScriptedProvider
-from tests.simulation.world import World
+from tests.simulation.world import World, budget_of
 
 Value = TypeVar("Value", History, Caller)
 
@@ -48,7 +51,7 @@ def happen(history: History, *, keep: bool = False, states: set[int] | None = No
     )
     world = World(history, loop, provider, keep, states)
     try:
-        loop.run_until_complete(world.live())
+        loop.run_until_complete(live(world))
     except StuckError as error:
         world.wrong(str(error))
     except Exception as error:
@@ -59,6 +62,28 @@ def happen(history: History, *, keep: bool = False, states: set[int] | None = No
         _end(loop)
     faulty = frozenset((each.provider, each.number) for each in provider.requests if each.answer.fault)
     return Outcome(history, tuple(world.wrongs), tuple(world.events), faulty)
+
+
+async def live(world: World) -> None:
+    """Let all callers of a history live."""
+    with scopes_in_order():
+        await _live(world, world.history)
+
+
+async def _live(world: World, history: History) -> None:
+    world.budget = budget_of(history)
+    world.client = world.make_client()
+    if history.callers[0].kind == "batch":
+        await run_batches(world, history.callers[0])
+        return
+    await world.client.open()
+    jobs = [asyncio.create_task(call(world, f"c{i}", caller)) for i, caller in enumerate(history.callers)]
+    jobs += [asyncio.create_task(world.close(closing)) for closing in history.closings]
+    await asyncio.gather(*jobs)
+    await world.check_idle()
+    await world.check_healed()
+    await world.client.aclose()
+    await world.check_idle()
 
 
 def _end(loop: VirtualLoop) -> None:
@@ -73,23 +98,30 @@ def _end(loop: VirtualLoop) -> None:
 
 def search(seeds: Iterable[int], *, states: set[int] | None = None) -> Outcome | None:
     """Return the first seed whose history is wrong, told whole; None where all are right."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()  # when it would run depends on what ran before, and it ends what a task has left
-    try:
+    with no_collection():
         for count, seed in enumerate(seeds):
             history = draw(seed)
             if happen(history, states=states).wrongs:
                 return happen(shorten(history), keep=True)
-            if not count % 200:
+            if not count % 100:
                 gc.collect()
-    finally:
-        gc.enable()
-        gc.unfreeze()
     return None
 
 
-# -- shorter ---------------------------------------------------------------------------------------------------------------
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Collect no garbage: when that happens depends on what ran before, and it may end what a task has left."""
+    gc.collect()
+    gc.freeze()  # what is here by now need not be looked at
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+# -- shorter -----------------------------------------------------------------------------------------------------------
 
 
 def shorten(history: History) -> History:
