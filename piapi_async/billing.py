@@ -24,6 +24,7 @@ from piapi_async.catalog import (
 from piapi_async.errors import ConfigurationError, InvalidRequestError
 from piapi_async.ledger import Books, Row
 from piapi_async.models import ChatRequest, Message
+from piapi_async.models.messages import to_json
 from piapi_async.provider import Provider
 
 __all__ = ["Account", "Billing", "Quote"]
@@ -32,8 +33,15 @@ MESSAGE_TOKENS = 16
 """Tokens that a message may cost beside its text: roles and separators (ours: twice what OpenAI's chat format adds)."""
 
 PART_TOKENS = 50_000
-"""Tokens that a picture or another part that is no text may cost, whatever its size; only its address may be in the
-request (ours, a guess on the high side: no page that we know gives a bound)."""
+"""Tokens that a picture or another part that is no text may cost, whatever its size, where the model's own figure is
+unknown; only its address may be in the request (ours: above what the dearest model of the table counts, 48,169)."""
+
+TOOLS_TOKENS = 530
+"""Tokens that a provider may put into the prompt by itself where there are tools or functions (the most of Anthropic's
+table of them)."""
+
+_TEXTS = ("text", "refusal", "thinking", "reasoning")
+"""Types of the parts of a message that are text."""
 
 _NO_TABLE: Mapping[str, ModelInfo] = MappingProxyType({})
 
@@ -96,6 +104,7 @@ class Billing:
         self._count = tokenizer or estimate_tokens
         self._fold = fold
         self._books = books
+        self._grown: dict[str, tuple[int, int]] = {}  # by the caller's name of the model: a bill, and its worst case
 
     def price(self, provider: Provider, model: str) -> ModelInfo | None:
         """The price of a model, by the caller's name, at a provider; None if it is unknown."""
@@ -158,18 +167,26 @@ class Billing:
     def worst(self, request: ChatRequest, model: str, providers: Iterable[Provider]) -> int:
         """What one attempt may cost at most, at the dearest of the providers, in picodollars.
 
-        A text has no more tokens than bytes, whatever the tokenizer; a picture or another part counts as
-        `PART_TOKENS` beside its text.
+        A text has no more tokens than bytes, whatever the tokenizer.
 
         Raises:
             InvalidRequestError: A price is unknown, or nothing bounds the answer.
         """
-        parts = [part for m in request.messages if isinstance(m.content, tuple) for part in m.content]
-        others = sum(part.get("type") != "text" for part in parts)
-        prompt = len(_json_text(request).encode()) + MESSAGE_TOKENS * len(request.messages) + PART_TOKENS * others
+        prompt = _most_text_tokens(request)
         return max(self._worst_at(request, model, provider, prompt) for provider in providers)
 
-    def _worst_at(self, request: ChatRequest, model: str, provider: Provider, prompt: int) -> int:
+    def to_reserve(self, model: str, worst: int) -> int:
+        """What to reserve for a worst case: more, where bills for the model came to more than theirs, by that share."""
+        bill, its_worst = self._grown.get(model, (1, 1))
+        return -(-worst * bill // its_worst)
+
+    def grow(self, model: str, bill: int, worst: int) -> None:
+        """Reserve more for a model from now on, of which a bill was above its worst case."""
+        before, its_worst = self._grown.get(model, (1, 1))
+        if bill * its_worst > before * worst:
+            self._grown[model] = bill, worst
+
+    def _worst_at(self, request: ChatRequest, model: str, provider: Provider, prompt: int, came: int = 0) -> int:
         info = self.price(provider, model)
         if info is None:
             near = self.suggest(model, provider)
@@ -178,12 +195,12 @@ class Billing:
                 + (f"did you mean {near!r}? Else " if near else "")
                 + "pass it by prices=…"
             )
-        answer = request.max_completion_tokens or request.max_tokens or info.max_output_tokens
-        if answer is None:
+        answer = _asked_tokens(request) or info.max_output_tokens or came
+        if not answer:
             raise InvalidRequestError(
                 f"max_tokens: a budget needs a bound on the answer, and none is known for {model}; pass max_tokens"
             )
-        return cost(info, prompt, answer * (request.n or 1))
+        return cost(info, prompt + _part_tokens(request, info), max(came, answer * (request.n or 1)))
 
     def quote(self, request: ChatRequest, model: str, providers: tuple[Provider, ...]) -> Quote:
         """Tell what a call would cost.
@@ -193,9 +210,9 @@ class Billing:
         """
         allowed = self.allowed(providers, model)
         info = self.price(allowed[0], model)
-        tokens = self.estimate(request.messages)
+        tokens = self.estimate_prompt(request, model, allowed[0])
         try:
-            most = to_dollars(self.worst(request, model, allowed))
+            most = to_dollars(self.to_reserve(model, self.worst(request, model, allowed)))
         except InvalidRequestError:
             most = None
         return Quote(model, tokens, None if info is None else to_dollars(cost(info, tokens, 0)), most)
@@ -215,7 +232,7 @@ class Billing:
 
     def book(
         self, account: Account, reserved: int | None, prompt_tokens: int, answer_tokens: int, *, estimated: bool
-    ) -> Decimal | None:
+    ) -> int | None:
         """Enter an answer into the books.
 
         Args:
@@ -226,7 +243,7 @@ class Billing:
             estimated: Whether the tokens are an estimate.
 
         Returns:
-            What it cost, in US dollars; None when the price is unknown.
+            What it cost, in picodollars; None when the price is unknown.
         """
         if account.rates is None:
             self._books.settle(account.row, reserved or 0, None)
@@ -236,32 +253,61 @@ class Billing:
         if account.vendor is not None:
             saved = account.vendor[0] * prompt_tokens + account.vendor[1] * answer_tokens - amount
         self._books.settle(account.row, reserved or 0, amount, saved=saved, estimated=estimated)
-        return to_dollars(amount)
+        return amount
 
     def keep(
-        self, account: Account, reserved: int | None, request: ChatRequest, model: str, provider: Provider
-    ) -> None:
-        """Enter a request whose bill is unknown: what was reserved for it, or else the most that it may cost."""
-        if reserved is not None:
-            self._books.keep(account.row, reserved, reserved=True)
-        else:
-            self._books.keep(account.row, self._at_most(request, model, provider), reserved=False)
+        self, account: Account, reserved: int | None, request: ChatRequest, model: str, provider: Provider, came: int
+    ) -> int:
+        """Enter a request whose bill is unknown: what was reserved for it, or the most that it may cost if it is more.
 
-    def _at_most(self, request: ChatRequest, model: str, provider: Provider) -> int:
+        Args:
+            account: The provider's model.
+            reserved: What was reserved; None where nothing was.
+            request: What was asked.
+            model: By the caller's name.
+            provider: Who was asked.
+            came: Tokens of the answer that have come, at least.
+
+        Returns:
+            What was entered, in picodollars.
+        """
+        amount = reserved or 0
+        if reserved is None or came:
+            amount = max(amount, self._at_most(request, model, provider, came))
+        self._books.keep(account.row, reserved or 0, amount)
+        return amount
+
+    def _at_most(self, request: ChatRequest, model: str, provider: Provider, came: int) -> int:
         """What an attempt may have cost, as far as that is known, in picodollars."""
         try:
-            return self.worst(request, model, (provider,))
+            return self._worst_at(request, model, provider, _most_text_tokens(request), came)
         except InvalidRequestError:
             return 0
 
     def tokens(self, request: ChatRequest) -> int:
         """Tokens that a call may use, prompt and answer together, for `Limits.tokens_per_minute`."""
-        asked = request.max_completion_tokens or request.max_tokens or 0
-        return self.estimate(request.messages) + asked * (request.n or 1)
+        prompt = self.estimate_prompt(request, request.model or "", self._primary)
+        return prompt + _asked_tokens(request) * (request.n or 1)
+
+    def estimate_prompt(self, request: ChatRequest, model: str, provider: Provider) -> int:
+        """Tokens of all that a request puts before the model, estimated."""
+        schemas = (request.functions, request.tools, request.response_format)
+        tokens = self.estimate(request.messages) + sum(self._tokens_in_json(str(each)) for each in schemas if each)
+        return tokens + _part_tokens(request, self.price(provider, model))
 
     def estimate(self, messages: Iterable[Message]) -> int:
         """Tokens of messages, estimated."""
-        return sum(self._tokens_in(text) for message in messages for text in _texts(message) if text)
+        return sum(self._tokens_of(message) for message in messages)
+
+    def _tokens_of(self, message: Message) -> int:
+        texts = sum(self._tokens_in(text) for text in (message.text, message.reasoning, message.refusal) if text)
+        calls = (message.function_call, *(tool.function for tool in message.tool_calls or ()))
+        return texts + sum(self._tokens_in_json(f"{call.name} {call.arguments}") for call in calls if call)
+
+    def _tokens_in_json(self, text: str) -> int:
+        """Tokens of JSON; where only words are counted, at least one in four characters, as JSON may have no blanks."""
+        tokens = self._tokens_in(text)
+        return max(tokens, -(-len(text) // 4)) if self._count is estimate_tokens else tokens
 
     def _tokens_in(self, text: str) -> int:
         tokens = cast("object", self._count(text))
@@ -270,21 +316,36 @@ class Billing:
         raise ConfigurationError(f"tokenizer: it returned {tokens!r:.40}; it must return a whole number, 0 or more")
 
 
-def _texts(message: Message) -> list[str]:
-    calls = (message.function_call, *(tool.function for tool in message.tool_calls or ()))
-    return [message.text, *(f"{call.name} {call.arguments}" for call in calls if call)]
+def _asked_tokens(request: ChatRequest) -> int:
+    """The most tokens that one choice may have, as far as the request says: servers obey either of its two words."""
+    return max(request.max_completion_tokens or 0, request.max_tokens or 0)
 
 
-def _json_text(request: ChatRequest) -> str:
-    """All that the provider may count as prompt: every text of the messages, and the descriptions of functions."""
-    parts = [text for message in request.messages for text in _texts(message)]
-    for message in request.messages:
-        if isinstance(message.content, tuple):
-            parts += map(_part_text, message.content)
-        if message.extra or message.refusal:
-            parts.append(f"{message.refusal} {message.extra}")
-    parts += [str(extra) for extra in (request.functions, request.tools, request.response_format) if extra]
-    return "".join(parts)
+def _part_tokens(request: ChatRequest, info: ModelInfo | None) -> int:
+    """Tokens of the parts of a prompt that are no text, at most."""
+    kinds = [part.get("type") for m in request.messages if isinstance(m.content, tuple) for part in m.content]
+    picture = PART_TOKENS if info is None or info.image_tokens is None else info.image_tokens
+    others = sum(kind not in _TEXTS and kind != "image_url" for kind in kinds)
+    return picture * kinds.count("image_url") + PART_TOKENS * others
+
+
+def _most_text_tokens(request: ChatRequest) -> int:
+    """Tokens of a prompt at most, without pictures and the like."""
+    tools = TOOLS_TOKENS if request.tools or request.functions else 0
+    return len(_prompt_text(request).encode()) + MESSAGE_TOKENS * len(request.messages) + tools
+
+
+def _prompt_text(request: ChatRequest) -> str:
+    """All that the provider may count as prompt, but the bytes of pictures."""
+    beside = (request.functions, request.tools, request.response_format, request.extra_body)
+    return "".join([*map(_message_text, request.messages), *(str(each) for each in beside if each)])
+
+
+def _message_text(message: Message) -> str:
+    content = message.content
+    text = "".join(map(_part_text, content)) if isinstance(content, tuple) else content or ""
+    others = {name: field for name, field in to_json(message).items() if name not in ("role", "content")}
+    return f"{text}{others}" if others else text
 
 
 def _part_text(part: Mapping[str, object]) -> str:

@@ -49,6 +49,7 @@ READ_ON: Final = datetime.date(2026, 11, 22)
 
 _DOLLAR: Final = 10**12  # picodollars
 _PICODOLLAR: Final = Decimal("1E-12")
+_WHOLE: Final = Decimal(1)
 _EXACT: Final = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX)  # rounds nothing
 _PER_MILLION: Final = 10**6  # picodollars a token, for one dollar per million tokens
 
@@ -110,6 +111,8 @@ class ModelInfo:
         vendor: Whose model it is, `None` if unknown.
         max_output_tokens: The most tokens one choice can have, `None` if unknown. Not on the provider's page: from
             the vendors' own model pages, there to bound what a call without `max_tokens` can cost.
+        image_tokens: The most tokens that a picture in the prompt counts as, whatever its size; `None` if unknown. Not
+            on the provider's page either: from the vendors' own pages on pictures.
         as_of: When the price was read, `None` if unknown.
 
     Raises:
@@ -127,6 +130,7 @@ class ModelInfo:
     share: Decimal | None = field(default=None, converter=_optional_decimal, validator=_check_share, kw_only=True)
     vendor: str | None = field(default=None, kw_only=True)
     max_output_tokens: int | None = field(default=None, kw_only=True)
+    image_tokens: int | None = field(default=None, kw_only=True)
     as_of: datetime.date | None = field(default=None, kw_only=True)
 
     @cached_property
@@ -150,7 +154,7 @@ def _rank(plan: str) -> int:
     return PLANS.index(plan)
 
 
-def _table(*rows: tuple[str, str, str, str, str, str, str, bool, int]) -> Mapping[str, ModelInfo]:
+def _table(*rows: tuple[str, str, str, str, str, str, str, bool, int, int | None]) -> Mapping[str, ModelInfo]:
     return MappingProxyType(
         {
             name: ModelInfo(
@@ -163,23 +167,26 @@ def _table(*rows: tuple[str, str, str, str, str, str, str, bool, int]) -> Mappin
                 vendor=vendor,
                 system_role=system_role,
                 max_output_tokens=cap,
+                image_tokens=picture,
                 as_of=READ_ON,
             )
-            for name, input_price, output_price, minimum, plan, share, vendor, system_role, cap in rows
+            for name, input_price, output_price, minimum, plan, share, vendor, system_role, cap, picture in rows
         }
     )
 
 
-# The caps of the last column are the vendors'; OpenAI publishes none for GPTs, which run on gpt-4o and have its cap.
+# The last two columns are the vendors'. OpenAI publishes no cap for GPTs, which run on gpt-4o and have its figures.
+# Pictures: OpenAI fits one into 768 by 2,048 pixels, so 8 tiles at most, of 170 tokens, and 85 for the whole; for
+# gpt-4o-mini of 5,667, and 2,833. Anthropic scales one down to 1,600 tokens. The o1 of this table take none.
 CATALOG: Final[Mapping[str, ModelInfo]] = _table(
-    ("gpt-4o-mini", "0.1125", "0.45", "0", "free", "0.75", "OpenAI", True, 16_384),
-    ("gpt-4o", "1.875", "7.5", "0", "creator", "0.75", "OpenAI", True, 16_384),
-    ("o1-mini", "2.25", "9", "0", "creator", "0.75", "OpenAI", False, 65_536),
-    ("o1-preview", "11.25", "45", "0", "creator", "0.75", "OpenAI", False, 32_768),
-    ("claude-3-5-haiku-20241022", "0.75", "3.75", "0", "creator", "0.75", "Anthropic", True, 8_192),
-    ("claude-3-5-sonnet-20240620", "2.25", "11.25", "0", "creator", "0.75", "Anthropic", True, 8_192),
-    ("claude-3-5-sonnet-20241022", "2.25", "11.25", "0", "creator", "0.75", "Anthropic", True, 8_192),
-    ("gpt-4-gizmo-*", "2.5", "10", "0.005", "creator", "1", "OpenAI", True, 16_384),
+    ("gpt-4o-mini", "0.1125", "0.45", "0", "free", "0.75", "OpenAI", True, 16_384, 48_169),
+    ("gpt-4o", "1.875", "7.5", "0", "creator", "0.75", "OpenAI", True, 16_384, 1_445),
+    ("o1-mini", "2.25", "9", "0", "creator", "0.75", "OpenAI", False, 65_536, None),
+    ("o1-preview", "11.25", "45", "0", "creator", "0.75", "OpenAI", False, 32_768, None),
+    ("claude-3-5-haiku-20241022", "0.75", "3.75", "0", "creator", "0.75", "Anthropic", True, 8_192, 1_600),
+    ("claude-3-5-sonnet-20240620", "2.25", "11.25", "0", "creator", "0.75", "Anthropic", True, 8_192, 1_600),
+    ("claude-3-5-sonnet-20241022", "2.25", "11.25", "0", "creator", "0.75", "Anthropic", True, 8_192, 1_600),
+    ("gpt-4-gizmo-*", "2.5", "10", "0.005", "creator", "1", "OpenAI", True, 16_384, 1_445),
 )
 """The table of the provider's page, by model name or pattern."""
 
@@ -269,8 +276,12 @@ def charge(rates: tuple[int, int, int], prompt_tokens: int, completion_tokens: i
 
 
 def to_dollars(picodollars: int) -> Decimal:
-    """Return the US dollars of an amount in picodollars, exactly, whatever the decimal context."""
-    return _EXACT.multiply(picodollars, _PICODOLLAR)
+    """Return the US dollars of an amount in picodollars, exactly, whatever the decimal context.
+
+    It prints as people write it: zeros that say nothing are left out, and nothing is 0.
+    """
+    amount = _EXACT.multiply(picodollars, _PICODOLLAR).normalize(_EXACT)
+    return amount if amount.as_tuple().exponent < 0 else _EXACT.quantize(amount, _WHOLE)  # type: ignore[operator]
 
 
 def from_dollars(amount: Decimal) -> int:

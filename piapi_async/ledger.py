@@ -3,7 +3,8 @@
 `Books` is where money moves, one way: `reserve` the worst case before sending; then `settle` it to what the answer
 cost, `release` it when nothing can have been billed, or `keep` it when the bill is unknown. Spent, reserved and unknown
 together never pass the budget, whatever the order in which callers come, because `reserve` checks and takes in one
-step. `Ledger` shows the books to the caller.
+step; only what single bills come to above their reservations does, and `overrun` tells it. `Ledger` shows the books to
+the caller.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from piapi_async.catalog import from_dollars, to_dollars
 from piapi_async.errors import BudgetExceededError, ConfigurationError
 from piapi_async.models.checks import plain_number
 
-__all__ = ["Books", "Ledger", "LedgerEntry", "Row", "carry_forward", "read_budget"]
+__all__ = ["Books", "Ledger", "LedgerEntry", "Row", "carry_forward", "read_budget", "show_dollars"]
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -32,6 +33,7 @@ class Row:
     unknown: int = 0
     saved: int = 0
     unpriced: int = 0
+    overrun: int = 0
 
 
 @attrs.frozen(slots=False)
@@ -47,6 +49,7 @@ class LedgerEntry:
         unknown: The worst case of attempts that failed and were maybe billed.
         saved: Against the vendor's own price, where it is known.
         unpriced: Answers whose price is unknown; they are not in `spent`.
+        overrun: Part of `spent` and `unknown` that bills came to above what was reserved for them.
     """
 
     provider: str
@@ -57,6 +60,7 @@ class LedgerEntry:
     unknown: Decimal
     saved: Decimal
     unpriced: int
+    overrun: Decimal
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -64,7 +68,7 @@ class Books:
     """The books of one client, in picodollars.
 
     Attributes:
-        budget: What spent, reserved and unknown together never pass; None for no limit.
+        budget: What spent, reserved and unknown together never pass, but for overruns; None for no limit.
         spent: For answers.
         reserved: What the requests under way may cost at most.
         unknown: What failed attempts may have cost at most.
@@ -93,9 +97,10 @@ class Books:
             BudgetExceededError: It does not fit; nothing was taken.
         """
         if self.budget is not None and self.taken + amount > self.budget:
+            free = max(0, self.budget - self.taken)
             raise BudgetExceededError(
-                f"the call may cost {_dollars(amount)}, and of the budget of {_dollars(self.budget)} only "
-                f"{_dollars(self.budget - self.taken)} is free; nothing was sent. Lower max_tokens, wait for calls "
+                f"the call may cost {show_dollars(amount)}, and of the budget of {show_dollars(self.budget)} only "
+                f"{show_dollars(free)} is free; nothing was sent. Lower max_tokens, wait for calls "
                 "under way, or raise the budget"
             )
         self.reserved += amount
@@ -104,15 +109,15 @@ class Books:
         """Give back what was reserved for a request that can't have been billed."""
         self.reserved -= amount
 
-    def keep(self, row: Row, amount: int, *, reserved: bool) -> None:
-        """Note a bill that is unknown; it keeps what was reserved for the request, if anything was."""
-        if reserved:
-            self.reserved -= amount
+    def keep(self, row: Row, reserved: int, amount: int) -> None:
+        """Turn what was reserved, 0 where nothing was, into the most that a request may cost whose bill is unknown."""
+        self.reserved -= reserved
         self.unknown += amount
         row.unknown += amount
+        row.overrun += max(0, amount - reserved) if reserved else 0
 
     def settle(self, row: Row, reserved: int, cost: int | None, *, saved: int = 0, estimated: bool = False) -> None:
-        """Turn what was reserved into what the answer cost; None where the price is unknown."""
+        """Turn what was reserved, 0 where nothing was, into what the answer cost; None where the price is unknown."""
         self.reserved -= reserved
         row.calls += 1
         if cost is None:
@@ -121,6 +126,7 @@ class Books:
         self.spent += cost
         row.spent += cost
         row.saved += saved
+        row.overrun += max(0, cost - reserved) if reserved else 0
         if estimated:
             row.estimated += cost
 
@@ -157,8 +163,13 @@ class Ledger:
         return to_dollars(sum(row.saved for row in self._books.rows.values()))
 
     @property
+    def overrun(self) -> Decimal:
+        """Part of `spent` and `unknown` that bills came to above what was reserved: only so is a budget ever passed."""
+        return to_dollars(sum(row.overrun for row in self._books.rows.values()))
+
+    @property
     def left(self) -> Decimal | None:
-        """What is free of the budget; None without a budget."""
+        """What is free of the budget, below 0 where bills passed it; None without a budget."""
         return None if self._books.budget is None else to_dollars(self._books.budget - self._books.taken)
 
     @property
@@ -174,6 +185,7 @@ class Ledger:
                 to_dollars(row.unknown),
                 to_dollars(row.saved),
                 row.unpriced,
+                to_dollars(row.overrun),
             )
             for (provider, model), row in self._books.rows.items()
         )
@@ -191,20 +203,33 @@ class Ledger:
         lines: list[tuple[str, ...]] = [("provider", "model", "calls", "spent", "unknown", "saved")]
         books = self._books
         lines += [
-            (provider, model, f"{row.calls:,}", _dollars(row.spent), _dollars(row.unknown), _dollars(row.saved))
+            (
+                provider,
+                model,
+                f"{row.calls:,}",
+                show_dollars(row.spent),
+                show_dollars(row.unknown),
+                show_dollars(row.saved),
+            )
             for (provider, model), row in books.rows.items()
         ]
         calls = sum(row.calls for row in books.rows.values())
         saved = sum(row.saved for row in books.rows.values())
-        lines.append(("all", "", f"{calls:,}", _dollars(books.spent), _dollars(books.unknown), _dollars(saved)))
+        lines.append(
+            ("all", "", f"{calls:,}", show_dollars(books.spent), show_dollars(books.unknown), show_dollars(saved))
+        )
         return lines
 
     def _budget_line(self) -> str:
         books = self._books
         if books.budget is None:
             return ""
-        free = _dollars(books.budget - books.taken)
-        return f"budget {_dollars(books.budget)}, reserved {_dollars(books.reserved)}, free {free}"
+        overrun = sum(row.overrun for row in books.rows.values())
+        return (
+            f"budget {show_dollars(books.budget)}, reserved {show_dollars(books.reserved)}, "
+            f"free {show_dollars(books.budget - books.taken)}"
+            + (f", bills above their reservations {show_dollars(overrun)}" if overrun else "")
+        )
 
     def __str__(self) -> str:
         table = self._table()
@@ -263,8 +288,8 @@ def carry_forward(ledger: Ledger, spent: Decimal, unknown: Decimal) -> None:
     books.unknown += from_dollars(unknown)
 
 
-def _dollars(picodollars: int) -> str:
-    """To the last digit that counts, two decimals at least."""
-    digits = f"{to_dollars(picodollars):f}".rstrip("0")
-    whole, _, part = digits.partition(".")
-    return f"${whole}.{part:0<2}"
+def show_dollars(picodollars: int) -> str:
+    """Write picodollars as US dollars, to the last digit that counts, two decimals at least; nothing is $0."""
+    whole, _, part = f"{to_dollars(abs(picodollars)):f}".partition(".")
+    sign = "-" if picodollars < 0 else ""
+    return f"{sign}${whole}.{part:0<2}" if picodollars else "$0"

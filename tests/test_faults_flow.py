@@ -328,10 +328,10 @@ async def test_I12_retries_of_many_clients_are_spread() -> None:
 
 
 async def test_I13_the_callers_mistakes_open_no_breaker() -> None:
-    async with local() as primary, pair(primary) as client:
+    async with local(faults=[Status(400)] * 100) as primary, pair(primary) as client:
         for _ in range(100):
             with pytest.raises(BadRequestError):
-                await ask(client, extra_body={"temperature": 3})
+                await ask(client)
         assert client.statistics().keys[0].breakers == {"gpt-4o": "closed"}
 
 

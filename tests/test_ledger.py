@@ -28,7 +28,7 @@ def test_money_moves_one_way() -> None:
     assert (ledger.reserved, ledger.left) == (Decimal("0.04"), Decimal("0.01"))
     row = books.row("piapi", "gpt-4o")
     books.settle(row, CENT, CENT // 2, saved=CENT // 4, estimated=True)
-    books.keep(row, 2 * CENT, reserved=True)
+    books.keep(row, 2 * CENT, 2 * CENT)
     books.release(CENT)
     assert (ledger.spent, ledger.unknown, ledger.reserved) == (Decimal("0.005"), Decimal("0.02"), Decimal(0))
     assert ledger.left == Decimal("0.025")
@@ -41,7 +41,7 @@ def test_money_moves_one_way() -> None:
 def test_past_the_budget() -> None:
     books, ledger = opened(CENT)
     books.reserve(CENT)
-    with pytest.raises(BudgetExceededError, match=r"budget of \$0\.01 only \$0\.00 is free"):
+    with pytest.raises(BudgetExceededError, match=r"budget of \$0\.01 only \$0 is free"):
         books.reserve(1)
     assert ledger.reserved == Decimal("0.01")
 
@@ -49,7 +49,7 @@ def test_past_the_budget() -> None:
 def test_without_a_budget() -> None:
     books, ledger = opened()
     assert (ledger.budget, ledger.left) == (None, None)
-    books.keep(books.row("backup", "m"), CENT, reserved=False)
+    books.keep(books.row("backup", "m"), 0, CENT)
     books.settle(books.row("backup", "m"), 0, None)
     books.settle(books.row("piapi", "m"), 0, 3)
     assert (ledger.unknown, ledger.reserved, ledger.spent) == (Decimal("0.01"), Decimal(0), Decimal("3e-12"))
@@ -80,17 +80,15 @@ def test_it_prints_well() -> None:
     books, ledger = opened(500 * CENT)
     books.reserve(CENT)
     books.settle(books.row("piapi", "gpt-4o-mini"), CENT, CENT // 3, saved=CENT // 9)
-    books.keep(books.row("backup", "m"), CENT, reserved=False)
+    books.keep(books.row("backup", "m"), 0, CENT)
     assert str(ledger) == (
         "provider  model        calls            spent  unknown            saved\n"
-        "piapi     gpt-4o-mini      1  $0.003333333333    $0.00  $0.001111111111\n"
-        "backup    m                0            $0.00    $0.01            $0.00\n"
+        "piapi     gpt-4o-mini      1  $0.003333333333       $0  $0.001111111111\n"
+        "backup    m                0               $0    $0.01               $0\n"
         "all                        1  $0.003333333333    $0.01  $0.001111111111\n"
-        "budget $5.00, reserved $0.00, free $4.986666666667"
+        "budget $5.00, reserved $0, free $4.986666666667"
     )
-    assert repr(ledger).startswith(
-        "<Ledger spent=0.003333333333 reserved=0.000000000000 unknown=0.010000000000 budget=5"
-    )
+    assert repr(ledger).startswith("<Ledger spent=0.003333333333 reserved=0 unknown=0.01 budget=5")
     unbounded = opened()[1]
     assert "budget" not in f"{unbounded!r} {unbounded}"
 
@@ -101,10 +99,10 @@ def test_it_is_a_table_in_a_notebook() -> None:
     assert ledger._repr_markdown_().splitlines() == [
         "| provider | model | calls | spent | unknown | saved |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
-        "| piapi | gpt-4o | 1 | $0.005 | $0.00 | $0.00 |",
-        "| all |  | 1 | $0.005 | $0.00 | $0.00 |",
+        "| piapi | gpt-4o | 1 | $0.005 | $0 | $0 |",
+        "| all |  | 1 | $0.005 | $0 | $0 |",
         "",
-        "budget $0.01, reserved $0.00, free $0.005",
+        "budget $0.01, reserved $0, free $0.005",
     ]
     assert opened()[1]._repr_markdown_().splitlines()[-1].startswith("| all |")
 
@@ -134,7 +132,7 @@ def test_K17_no_order_of_64_callers_passes_the_budget(seed: int) -> None:
             if end == "settle":
                 books.settle(row, reserved, rng.randint(0, reserved))
             elif end == "keep":
-                books.keep(row, reserved, reserved=True)
+                books.keep(row, reserved, reserved)
             else:
                 books.release(reserved)
         taken = ledger.spent + ledger.reserved + ledger.unknown

@@ -289,7 +289,8 @@ class Client:
                 - `stream_options`: such as `{"include_usage": True}`;
                 - `logprobs`: whether to return log probabilities;
                 - `top_logprobs`: 0 to 20 alternatives a token;
-                - `extra_body`: anything else, merged into the request's JSON as it is.
+                - `extra_body`: anything else, merged into the request's JSON as it is; what has a keyword of its own is
+                  refused there.
 
         Raises:
             InvalidRequestError: A parameter that the provider would refuse; nothing was sent.

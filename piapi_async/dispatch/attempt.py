@@ -8,6 +8,7 @@ stays behind wherever a caller is cancelled.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from types import TracebackType
@@ -17,7 +18,9 @@ import attrs
 
 from piapi_async.billing import Account
 from piapi_async.breaker import Breaker
-from piapi_async.errors import APIConnectionError, APIError, APIStatusError, NotFoundError
+from piapi_async.catalog import to_dollars
+from piapi_async.errors import APIConnectionError, APIError, APIStatusError, BudgetExceededError, NotFoundError
+from piapi_async.ledger import show_dollars
 from piapi_async.models import Attempt, ChatCompletion, ChatCompletionChunk, Usage
 from piapi_async.policy import Deadline, retry_rule, wants_new_connection
 from piapi_async.pool import Exchange
@@ -39,6 +42,8 @@ from piapi_async.wire import (
 
 if TYPE_CHECKING:
     from piapi_async.dispatch.dispatcher import Dispatcher
+
+_log = logging.getLogger("piapi_async")
 
 ERROR_BODY_SECONDS = 5.0
 """How long the body of an error status may take; what has come by then must do (ours)."""
@@ -104,8 +109,7 @@ class AttemptInFlight:
                     route = dispatcher.router.choose(call, now)
         else:
             route = dispatcher.router.choose(call, now)
-        if call.worst is not None:
-            self._reserve(call.worst)
+        self._reserve()
         call.panic = call.panic or route.panic
         try:
             if route.key.gate.try_enter(call.tokens, now):
@@ -123,17 +127,18 @@ class AttemptInFlight:
         Raises:
             BudgetExceededError: The budget has no room for it.
         """
-        if self.call.worst is not None:
-            self._reserve(self.call.worst)
+        self._reserve()
         if not route.key.gate.try_enter(self.call.tokens, now):
             self._release()
             return False
         self._begin(route, now)
         return True
 
-    def _reserve(self, worst: int) -> None:
-        self._dispatcher.books.reserve(worst)
-        self._reserved = worst
+    def _reserve(self) -> None:
+        if self.call.worst is not None:
+            amount = self._dispatcher.billing.to_reserve(self.call.model, self.call.worst)
+            self._dispatcher.books.reserve(amount)
+            self._reserved = amount
 
     def _release(self) -> None:
         if self._reserved is not None:
@@ -153,6 +158,7 @@ class AttemptInFlight:
                 break
             now = dispatcher.clock()
             if entered and (call.panic or route.key.admits(call.model, now)):
+                self._reserve_anew(route)
                 self._begin(route, now)
                 return
             if entered:
@@ -161,6 +167,19 @@ class AttemptInFlight:
             call.panic = call.panic or route.panic
         self._turn_away(route, began, failure)
         raise failure
+
+    def _reserve_anew(self, route: Route) -> None:
+        """Reserve what must be reserved by now: a bill above its reservation may have come during the wait.
+
+        Raises:
+            BudgetExceededError: The budget is used up; the place is given back.
+        """
+        self._release()
+        try:
+            self._reserve()
+        except BudgetExceededError:
+            route.key.gate.leave()
+            raise
 
     def _turn_away(self, route: Route, began: float, error: APIError) -> None:
         """Note that the call gave up at the gate; that says nothing about the provider."""
@@ -256,9 +275,15 @@ class AttemptInFlight:
             self._tokens = usage.prompt_tokens, usage.output_tokens
         else:
             answers = (choice.message for choice in completion.choices)
-            self._tokens = billing.estimate(self.call.request.messages), billing.estimate(answers)
+            prompt = billing.estimate_prompt(self.call.request, self.call.model, self.upstream.provider)
+            self._tokens = prompt, max(billing.estimate(answers), self._came)
         self.completion = completion
         return completion
+
+    @property
+    def _came(self) -> int:
+        """Tokens of a streamed answer that have come: one a chunk at least."""
+        return 0 if self._builder is None else self._builder.chunks
 
     async def _send(self, deadline: Deadline) -> Exchange:
         """Send the request; once more, on a new connection, when a kept one turns out to be closed."""
@@ -348,9 +373,9 @@ class AttemptInFlight:
     def _succeed(self, completion: ChatCompletion, now: float) -> None:
         usage, gate, dispatcher = completion.usage, self.key.gate, self._dispatcher
         self._leave(now, good=True)
-        completion.cost = dispatcher.billing.book(
-            self._account(), self._reserved, *self._tokens, estimated=usage is None
-        )
+        bill = dispatcher.billing.book(self._account(), self._reserved, *self._tokens, estimated=usage is None)
+        completion.cost = None if bill is None else to_dollars(bill)
+        self._compare(bill)
         completion.cost_estimated = usage is None
         self._record(now, "ok", usage)
         completion.provider = self.upstream.provider.name
@@ -411,9 +436,25 @@ class AttemptInFlight:
         """Keep or release what was reserved, for an attempt without an answer."""
         if billed:
             call, provider = self.call, self.upstream.provider
-            self._dispatcher.billing.keep(self._account(), self._reserved, call.request, call.model, provider)
+            account, billing = self._account(), self._dispatcher.billing
+            self._compare(billing.keep(account, self._reserved, call.request, call.model, provider, self._came))
         else:
             self._release()
+
+    def _compare(self, bill: int | None) -> None:
+        """Tell of a bill that is above its reservation, and reserve more for the model from now on."""
+        reserved, call = self._reserved, self.call
+        if bill is None or reserved is None or call.worst is None or bill <= reserved:
+            return
+        self._dispatcher.billing.grow(call.model, bill, call.worst)
+        _log.warning(
+            "%s: a call of %r cost %s, or may have, where %s was reserved for it; "
+            "from now on more is reserved for this model, by the same share",
+            self.upstream.provider.name,
+            call.model,
+            show_dollars(bill),
+            show_dollars(reserved),
+        )
 
     def _account(self) -> Account:
         accounts, model = self.upstream.accounts, self.call.model

@@ -141,6 +141,24 @@ def check_mapping(field: str, value: object) -> Mapping[str, object]:
     return cast("Mapping[str, object]", check_json(field, cast("object", value)))
 
 
+def check_extra_body(field: str, value: object) -> Mapping[str, object]:
+    """Check what goes into the body beside the fields: what has a field of its own would get past its check there."""
+    extra = check_mapping(field, value)
+    for name in extra:
+        own = name.casefold()  # as servers written in Go read a key in any case
+        if own in CHECKS or own in _CALLED:
+            remedy = _CALLED.get(own, f"pass it by its own keyword, {own}=…")
+            raise refuse(field, f"{name!r} is a parameter of the call", remedy)
+    return extra
+
+
+_CALLED: Mapping[str, str] = {
+    "messages": "pass it by its own keyword, messages=…, or as the prompt",
+    "stream": "call client.stream() for a stream, client.complete() for none",
+}
+"""What to do instead, where a field is not passed by its name."""
+
+
 def check_mappings(field: str, value: object) -> tuple[Mapping[str, object], ...]:
     """Check a list of JSON objects."""
     if not isinstance(value, (list, tuple)):
@@ -201,7 +219,7 @@ CHECKS: Mapping[str, Check] = {
     "stream_options": check_mapping,
     "logprobs": check_flag,
     "top_logprobs": partial(check_integer, low=0, high=20),
-    "extra_body": check_mapping,
+    "extra_body": check_extra_body,
 }
 """The check of each field of `ChatRequest` but the messages."""
 

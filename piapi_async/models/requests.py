@@ -73,7 +73,7 @@ class ChatRequest:
         stream_options: Such as `{"include_usage": True}`.
         logprobs: Whether to return log probabilities.
         top_logprobs: 0 to 20 alternatives a token.
-        extra_body: Anything else, merged into the request's JSON as it is.
+        extra_body: Anything else, merged into the request's JSON as it is; what has a field here is refused there.
         stream: Whether the answer comes as events; `Client.stream` sets it.
 
     Raises:

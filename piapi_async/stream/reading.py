@@ -68,6 +68,7 @@ async def read_chunks(
         else:
             chunks = reader.take(data)
         if chunks:
+            builder.count(chunks)
             yield chunks
             due = between_events
         elif due is between_events:  # comments came, which don't count: the wait for the next event goes on
@@ -76,6 +77,7 @@ async def read_chunks(
         if reader.failure is not None:
             raise reader.failure
     if rest := reader.finish():
+        builder.count(rest)
         yield rest
     builder.check_end(terminated=reader.ended, broken=broken, require_finish_reason=require_finish_reason)
 

@@ -266,6 +266,7 @@ class AnswerBuilder:
         model: As `id`.
         usage: Token counts, once a chunk brought them; a later null does not undo them.
         begun: Whether any chunk has come.
+        chunks: How many have come, those of each choice apart: an answer has no fewer tokens.
         extra: What chunks bring beside their fields, the last of each.
     """
 
@@ -275,6 +276,7 @@ class AnswerBuilder:
     model: str = ""
     usage: Usage | None = None
     begun: bool = False
+    chunks: int = 0
     extra: dict[str, object] = attrs.field(factory=dict[str, object])
     _has_header: bool = attrs.field(default=False, init=False)  # id, created and model have come
     _choices: dict[int, _ChoiceParts] = attrs.field(factory=_no_choices, init=False)
@@ -325,6 +327,10 @@ class AnswerBuilder:
             self.usage = attrs.evolve(chunk.usage)  # a copy: what the caller does to the chunk must change no bill
         if chunk.extra:
             keep_last(self.extra, chunk.extra)
+
+    def count(self, chunks: list[ChatCompletionChunk]) -> None:
+        """Count the chunks of one read."""
+        self.chunks += len(chunks) if self.asked == 1 else sum(len(chunk.choices) for chunk in chunks)
 
     def _choice(self, index: int) -> _ChoiceParts:
         return self._choices.get(index) or self._choices.setdefault(index, _ChoiceParts())
