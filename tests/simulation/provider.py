@@ -469,11 +469,11 @@ def _plain_of(request: Request) -> list[_Piece]:
     if answer.usage:
         tokens = tokens if not answer.over else request.most * 3
         whole["usage"] = _usage_of(request, tokens)
-    else:
-        # Not more than an estimate by words makes of it: without a count there is nothing else to go by.
-        tokens = min(tokens, request.most)
     data = json.dumps(whole).encode()
-    return _cut(request, data, [(len(data), tokens)], len(data))
+    pieces = _cut(request, data, [(len(data), min(tokens, request.most))], len(data))
+    if pieces and pieces[-1].whole:  # and that it is, the client knows by its end
+        pieces.append(_Piece(b"", tokens, whole=True))
+    return pieces
 
 
 def _choice(index: int, text: str) -> dict[str, Any]:

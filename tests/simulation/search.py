@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -51,7 +52,8 @@ def happen(history: History, *, keep: bool = False, states: set[int] | None = No
     )
     world = World(history, loop, provider, keep, states)
     try:
-        loop.run_until_complete(live(world))
+        with _listening(world):
+            loop.run_until_complete(live(world))
     except StuckError as error:
         world.wrong(str(error))
     except Exception as error:
@@ -62,6 +64,22 @@ def happen(history: History, *, keep: bool = False, states: set[int] | None = No
         _end(loop)
     faulty = frozenset((each.provider, each.number) for each in provider.requests if each.answer.fault)
     return Outcome(history, tuple(world.wrongs), tuple(world.events), faulty)
+
+
+@contextmanager
+def _listening(world: World) -> Iterator[None]:
+    """Hand the log to the history instead of to the terminal."""
+    log, handler = logging.getLogger("piapi_async"), logging.Handler()
+    handler.emit = world.hear_log  # type: ignore[method-assign]
+    level, log.propagate = log.level, False
+    log.addHandler(handler)
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = True
 
 
 async def live(world: World) -> None:

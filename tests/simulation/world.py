@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from decimal import Decimal
 from functools import cache
 from typing import Any
@@ -55,6 +56,7 @@ class World:
         states: Hashes of the states that were reached, if they are counted.
         wrongs: What must not be.
         runs: Of a batch, so far.
+        told: How many bills above their reservations were told.
         client: The client; of a batch, the present run's.
         budget: Its budget, in US dollars.
     """
@@ -69,6 +71,7 @@ class World:
     events: list[str] = attrs.field(factory=list)
     wrongs: list[str] = attrs.field(factory=list)
     runs: int = 1
+    told: int = 0
 
     # -- what is seen --------------------------------------------------------------------------------------------------
 
@@ -90,6 +93,11 @@ class World:
         self.check_money()
         if self.states is not None:
             self.states.add(self.state())
+
+    def hear_log(self, record: logging.LogRecord) -> None:
+        """Take a line of the log."""
+        self.note(f"logged: {record.getMessage()}")
+        self.told += "was reserved for it" in record.msg
 
     def check_money(self) -> None:
         """Spent, reserved and unknown are within the cap, and cover what was billed.
@@ -258,6 +266,8 @@ class World:
             if max(billed, sent) > (history.attempts + history.hedge) * self.runs:
                 self.wrong(f"{prompt} was sent {sent} times and billed {billed} times; attempts={history.attempts}")
         ledger = self.client.ledger
+        if ledger.overrun and not self.told:
+            self.wrong(f"bills came to {ledger.overrun} above their reservations, and nobody was told")
         if from_dollars(ledger.spent + ledger.unknown) < self.provider.billed:
             self.wrong(f"{ledger!r} is below what was billed, {self.provider.billed} picodollars")
 
