@@ -612,7 +612,7 @@ async def test_D14_only_usage() -> None:
     async with dialled([ReadRequest(), Send(sse(event, DONE))]) as (client, _):
         answer = await read(client, model="gpt-4o")
     assert (answer.text, answer.finish_reason, answer.cost_estimated) == ("", None, False)
-    assert str(answer.cost) == "0.000016875000"
+    assert str(answer.cost) == "0.000016875"
 
 
 async def test_D15_no_usage_at_all() -> None:
@@ -1053,7 +1053,7 @@ async def test_H13_details() -> None:
 async def test_H14_another_model_answers() -> None:
     answer = await answers(completion(model="gpt-4o-mini-2024-07-18"))
     assert answer.model == "gpt-4o-mini-2024-07-18"
-    assert str(answer.cost) == "0.000020625000"  # of the model that was asked
+    assert str(answer.cost) == "0.000020625"  # of the model that was asked
 
 
 @pytest.mark.parametrize(("created", "seen"), [("1695900828", 1695900828), (1.5, 1), (None, 0), ("soon", 0), ([], 0)])

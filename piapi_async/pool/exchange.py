@@ -35,6 +35,7 @@ class SessionExchange:
         expired: Whether one did.
         made: The socket made for it; None while there is none, and where a kept connection is used.
         sent: Whether the request began to go out.
+        sent_at: When it did.
 
     Args:
         session: What it belongs to.
@@ -49,6 +50,8 @@ class SessionExchange:
         self.due = due
         self.expired = False
         self.sent = False
+        self.sent_at = NEVER
+        self._began = session.time()
         self.made: socket.socket | None = None
         self.response: aiohttp.ClientResponse | None = None
         self._session = session
@@ -64,6 +67,9 @@ class SessionExchange:
     def note_sent(self) -> None:
         """Note that the request begins to go out."""
         self.sent = True
+        self.sent_at = self._session.time()
+        if self.made is not None:
+            self._session.note_connected(self.sent_at - self._began)
         on_sent = self._on_sent
         del self._on_sent  # it leads back here, and a cycle costs a collection
         on_sent()

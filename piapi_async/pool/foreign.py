@@ -33,7 +33,7 @@ def translate(
     host: str,
     *,
     in_body: bool = False,
-    reused: bool = False,
+    stale: bool = False,
     connect_timeout: float | None = None,
 ) -> APIError:
     """Say in this library's words what went wrong.
@@ -42,7 +42,7 @@ def translate(
         error: What was raised.
         host: For the text.
         in_body: Whether the answer's headers had come.
-        reused: Whether the request went out on a kept connection.
+        stale: Whether the request went out on a kept connection that must have been closed before.
         connect_timeout: What the connect timer was set to, in seconds.
     """
     if isinstance(error, aiohttp.ConnectionTimeoutError):
@@ -61,7 +61,7 @@ def translate(
         )
     return APIConnectionError(
         f"{host} closed the connection before it answered; try again",
-        kind="stale" if reused else "reset",
+        kind="stale" if stale else "reset",
         maybe_billed=True,
     )
 

@@ -42,6 +42,10 @@ KEEPALIVE = tuple(
 """Seconds before the first probe, between probes, and probes: a silent stream lives behind NAT, a dead peer is noticed
 within a minute (ours)."""
 
+STALE_SECONDS = 0.25
+"""How soon after its request a kept connection must end to count as closed before: one that ends later may have carried
+the prompt to somebody who worked on it (ours)."""
+
 _connecting: ContextVar[SessionExchange | None] = ContextVar("piapi_async_connecting", default=None)
 """The exchange that a connection is looked for."""
 
@@ -82,6 +86,7 @@ class EndpointSession:
         self.loop = asyncio.get_running_loop()
         self.time = self.loop.time
         self._timer = WaitTimer(self.loop)
+        self._connect_seconds = math.inf  # of the quickest: what slows one down says nothing of the next
         self._exchanges: set[SessionExchange] = set()
         self._draining: dict[aiohttp.ClientResponse, asyncio.TimerHandle] = {}
 
@@ -104,6 +109,16 @@ class EndpointSession:
         self._exchanges.add(exchange)
         self._timer.add(exchange)
         return exchange
+
+    def note_connected(self, seconds: float) -> None:
+        """Note how long a new connection took."""
+        self._connect_seconds = min(self._connect_seconds, seconds)
+
+    def is_stale(self, exchange: SessionExchange) -> bool:
+        """Whether an exchange on a kept connection failed too soon for anybody to have worked on its request."""
+        if not exchange.sent or exchange.made is not None:
+            return False
+        return self.time() - exchange.sent_at <= max(STALE_SECONDS, 2 * self._connect_seconds)
 
     def timed_out(self, deadline: Deadline) -> APITimeoutError:
         """Make the error of a wait that a deadline ended."""
@@ -301,7 +316,10 @@ class SessionPool:
         if session.closed:
             raise closed(session.host, sent=exchange.sent)
         raise translate(
-            failure, session.host, reused=exchange.sent and exchange.made is None, connect_timeout=self._connect_timeout
+            failure,
+            session.host,
+            stale=session.is_stale(exchange),
+            connect_timeout=self._connect_timeout,
         )
 
 

@@ -82,7 +82,7 @@ class Transport(Protocol):
             fresh: Whether to use a new connection.
 
         Raises:
-            APIConnectionError: No answer; `kind="stale"` when a kept connection was closed before a byte came back, so
-                that the request is safe to send again at once.
+            APIConnectionError: No answer; `kind="stale"` when a kept connection turned out to be closed before anybody
+                can have worked on the request, so that it is safe to send again at once.
         """
         ...
