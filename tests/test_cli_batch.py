@@ -346,10 +346,10 @@ def test_dollars(amount: str, said: str) -> None:
 
 
 def test_what_earlier_runs_left() -> None:
-    status = BatchStatus(before=3, torn=True, broken=1, maybe_billed=tuple("abcdefg"))
+    status = BatchStatus(before=3, torn=True, broken=1, aside="r.set-aside", maybe_billed=tuple("abcdefg"))
     assert list(remarks(status)) == [
         "3 rows are done already.",
-        "2 broken lines were removed from the results; asking those rows again.",
+        "2 broken lines were set aside in r.set-aside; asking those rows again.",
         "7 rows were in flight when an earlier run ended and may have been billed; asking again: "
         "a, b, c, d, e and 2 more",
     ]

@@ -36,7 +36,8 @@ class FileInput:
         start: Number and offset of the line to begin with.
     """
 
-    def __init__(self, file: BinaryIO, reader: RowReader) -> None:
+    def __init__(self, name: str, file: BinaryIO, reader: RowReader) -> None:
+        self._name = _shown(name)
         self._file = file
         self._reader = reader
         self.start: tuple[int, int] = (1, 0)
@@ -50,7 +51,7 @@ class FileInput:
             if not number % LINES_A_TURN:
                 await anyio.lowlevel.checkpoint()
             self.position = (number, offset)
-            row = self._reader.read_line(number, line)
+            row = self._reader.read_line(self._name, number, line)
             if row is not None:
                 yield row
             number, offset = number + 1, offset + len(line)
@@ -75,7 +76,7 @@ class PipeInput:
                 ended = not data
                 for line in lines.feed(data):
                     number += 1
-                    row = self._reader.read_line(number, line)
+                    row = self._reader.read_line(_shown(name), number, line)
                     if row is not None:
                         yield row
         finally:
@@ -175,7 +176,7 @@ def open_input(requests: Requests, reader: RowReader, output: str | os.PathLike[
     with file:
         if output is not None and _is_same(file, output):
             raise BatchError(f"{name}: it is the file of results too; name another")
-        yield FileInput(file, reader)
+        yield FileInput(name, file, reader)
 
 
 def _open_file(name: str) -> BinaryIO | None:
@@ -190,8 +191,12 @@ def _open_file(name: str) -> BinaryIO | None:
     raise problem
 
 
+def _shown(name: str) -> str:
+    return "standard input" if name == "-" else name
+
+
 def _unreadable(name: str, error: OSError) -> BatchError:
-    return BatchError(f"{name}: it can't be read: {error.strerror}; name a file of requests")
+    return BatchError(f"{_shown(name)}: it can't be read: {error.strerror}; name a file of requests")
 
 
 def _is_same(file: BinaryIO, output: str | os.PathLike[str]) -> bool:

@@ -11,7 +11,7 @@ import anyio
 import attrs
 import msgspec
 
-from piapi_async.batch.checkpoint import NO_SLOT, Checkpoint
+from piapi_async.batch.checkpoint import Checkpoint
 from piapi_async.batch.failures import is_maybe_billed, kind_of
 from piapi_async.batch.records import Note, make_line
 from piapi_async.batch.rows import Row
@@ -32,16 +32,18 @@ class Flight:
         began: When, on the loop's clock.
         scope: Cancels it; used only before anything was sent.
         asking: Whether the client has it; False while it waits for a part of the budget.
-        slot: Where the checkpoint notes that it was sent; None if it was not.
+        sent: Requests that are on record for it; 0 if none was sent.
         at_most: US dollars that a request for it may cost, as far as that is known.
+        unknown: US dollars of this run's unknown bills that its line tells of.
     """
 
     row: Row
     began: float
     scope: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
     asking: bool = False
-    slot: int | None = None
+    sent: int = 0
     at_most: Decimal = Decimal(0)
+    unknown: Decimal = Decimal(0)
 
 
 class Recorder:
@@ -56,6 +58,7 @@ class Recorder:
         status: The counts and sums.
         stop_after: Failures of one kind in a row that stop the run; None for no limit.
         stop: Stops the run.
+        at_once: Requests that may be under way at once for one row: 2 where slow ones are hedged.
     """
 
     def __init__(
@@ -66,12 +69,14 @@ class Recorder:
         *,
         stop_after: int | None,
         stop: Callable[[Stop, PiAPIError | None], None],
+        at_once: int = 1,
     ) -> None:
         self._checkpoint = checkpoint
         self._ledger = ledger
         self._status = status
         self._stop_after = stop_after
         self._stop = stop
+        self._at_once = at_once
         self._held: list[tuple[Flight, APIError, bytes]] = []
         self._carried = Decimal(0), Decimal(0)
 
@@ -82,6 +87,7 @@ class Recorder:
         status, earlier = self._status, self._checkpoint.earlier
         status.done, status.failed, status.before = earlier.done, earlier.failed, earlier.done + earlier.failed
         status.torn, status.broken, status.maybe_billed = earlier.torn, earlier.broken, self._checkpoint.maybe_billed
+        status.aside = self._checkpoint.aside
         carry_forward(self._ledger, earlier.spent, earlier.unknown)
         self._carried = self._ledger.spent, self._ledger.unknown
 
@@ -97,10 +103,16 @@ class Recorder:
     # -- a row -------------------------------------------------------------------------------------------------------
 
     def sent(self, flight: Flight) -> None:
-        """Note that a request is about to be sent."""
-        if flight.slot is None:
-            flight.slot = self._checkpoint.mark_sent(flight.row, flight.at_most)
-            self._stop_if_full()
+        """Note that a request is about to be sent.
+
+        Its row's earlier ones have ended, unless they are hedged: the books know which of them may have been billed.
+        """
+        if flight.sent:
+            self._checkpoint.note_unknown(self._unknown_here())
+        if flight.sent < self._at_once:
+            self._checkpoint.mark_sent(flight.row, flight.at_most)
+            flight.sent += 1
+        self._stop_if_full()
 
     def answered(self, flight: Flight, completion: ChatCompletion) -> None:
         """Record an answer."""
@@ -127,12 +139,13 @@ class Recorder:
 
     def leave_pending(self, flight: Flight, error: Exception) -> None:
         """Record no result: the row is asked again by a later run. What may have been billed stays on record."""
-        if flight.slot is not None:
+        if flight.sent:
             if is_maybe_billed(error):
-                self._checkpoint.keep_sent(flight.slot)
-            else:
-                self._checkpoint.mark_unbilled(flight.slot)
-            flight.slot = None
+                self._checkpoint.keep_sent(flight.row)
+            self._checkpoint.note_unknown(self._unknown_here())
+            self._checkpoint.mark_unbilled(flight.row)
+            flight.sent = 0
+            self._stop_if_full()
 
     def record_held(self) -> None:
         """Record the failures that were held back: the rows were at fault."""
@@ -145,8 +158,8 @@ class Recorder:
         self._save(flight, line)
 
     def _save(self, flight: Flight, line: bytes) -> None:
-        self._checkpoint.save(line, NO_SLOT if flight.slot is None else flight.slot)
-        flight.slot = None
+        self._checkpoint.save(line, flight.row.key, flight.unknown)
+        flight.sent = 0
         self._stop_if_full()
 
     def _stop_if_full(self) -> None:
@@ -186,13 +199,20 @@ class Recorder:
         response = _error_response(error) if isinstance(error, APIStatusError) else None
         return make_line(flight.row.custom_id, response, {"code": kind, "message": str(error)}, note)
 
+    def _unknown_here(self, besides: str = "") -> Decimal:
+        """Unknown bills that this run has to tell of: all but those that lines before it or kept requests tell of."""
+        checkpoint = self._checkpoint
+        return max(Decimal(0), self._unknown - checkpoint.earlier.told - checkpoint.unknown_kept(besides))
+
     def _note(self, flight: Flight) -> Note:
         row = flight.row
+        flight.unknown = self._unknown_here(row.key)
         return Note(
             key=row.key,
             request=row.request,
             model=str(row.fields.get("model")),
-            unknown=_digits(self._unknown - self._checkpoint.unknown_kept(row.key)),
+            run=self._checkpoint.run,
+            unknown=_digits(flight.unknown),
             elapsed=anyio.current_time() - flight.began,
             finished=time.time(),
         )

@@ -56,16 +56,22 @@ class RowReader:
 
     def __init__(self, base_url: str, model: str | None, params: Mapping[str, object]) -> None:
         self._salt = base_url.encode()
-        self._defaults: dict[str, object] = {"model": model, **params}
+        given = {name: value for name, value in params.items() if value is not None}  # None: left out
+        self._defaults: dict[str, object] = {"model": model, **given}
         self._is_text: bool | None = None
 
-    def read_line(self, number: int, line: bytes) -> Row | None:
+    def read_line(self, source: str, number: int, line: bytes) -> Row | None:
         """Make a row of a line; None if the line is blank.
+
+        Args:
+            source: What to call the input in an error.
+            number: Of the line.
+            line: What it holds.
 
         Raises:
             BatchError: It is too long, or no row.
         """
-        where = f"line {number}"
+        where = f"{source}, line {number}"
         if len(line) >= MAX_LINE:
             raise BatchError(f"{where}: it is longer than {MAX_LINE:,} bytes; is it a file of requests?")
         content = line.removeprefix(_BYTE_ORDER_MARK).strip()

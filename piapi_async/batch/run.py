@@ -84,7 +84,9 @@ async def run_batch(
     reader = RowReader(client.base_url, model or client.model, params)
     if concurrency is None:
         concurrency = client.limits.concurrency
-    with open_input(requests, reader, output) as source:
+    source_of = open_input(requests, reader, output)
+    del requests, params  # a traceback that shows locals must not show prompts
+    with source_of as source:
         checkpoint = Checkpoint(output, retry_failed=retry_failed, room=concurrency)
         run = _Run(source, checkpoint, client, progress or _ignore, stream=stream, stop_after=stop_after)
         with _closing(checkpoint):
@@ -140,7 +142,14 @@ class _Run:
         self._client = client
         self._progress = progress
         self._stream = stream
-        self._recorder = Recorder(checkpoint, client.ledger, self.status, stop_after=stop_after, stop=self._stop)
+        self._recorder = Recorder(
+            checkpoint,
+            client.ledger,
+            self.status,
+            stop_after=stop_after,
+            stop=self._stop,
+            at_once=2 if client.retry.hedge else 1,
+        )
         self._flights: set[Flight] = set()
         self._changed = anyio.Event()  # set when a flight ends, and when the run stops
         self._began = time.monotonic()
@@ -233,7 +242,7 @@ class _Run:
             self.status.stopped = why
             self.status.error = None if error is None else error.with_traceback(None)
             for flight in self._flights:
-                if flight.slot is None:
+                if not flight.sent:
                     flight.scope.cancel()
             self._changed.set()
 

@@ -204,7 +204,9 @@ def remarks(status: BatchStatus) -> Iterable[str]:
         yield f"{status.before:,} rows are done already."
     if status.torn or status.broken:
         count = status.torn + status.broken
-        yield f"{_count(count, 'broken line')} removed from the results; asking those rows again."
+        yield f"{_count(count, 'broken line')} set aside in {status.aside}; asking those rows again."
+    elif status.aside is not None:
+        yield f"Damaged notes of requests in flight were set aside in {status.aside}; they may have been billed."
     if status.maybe_billed:
         yield (
             f"{_count(len(status.maybe_billed), 'row')} in flight when an earlier run ended and may have been billed; "

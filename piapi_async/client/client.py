@@ -88,6 +88,7 @@ class Client:
         model: The model of calls that name none.
         base_url: Where PiAPI is asked.
         limits: As given.
+        retry: As given.
         ledger: What was spent, reserved and saved.
 
     Raises:
@@ -154,6 +155,7 @@ class Client:
         self.model = model
         self.base_url = primary.base_url
         self.limits = limits
+        self.retry = retry
         self._plan = plan
         self._providers = (primary, *backups)
         books = Books(read_budget(budget))
