@@ -114,13 +114,14 @@ def _end(loop: VirtualLoop) -> None:
     loop.close()
 
 
-def search(seeds: Iterable[int], *, states: set[int] | None = None) -> Outcome | None:
-    """Return the first seed whose history is wrong, told whole; None where all are right."""
+def search(seeds: Iterable[int], *, states: set[int] | None = None, short: bool = True) -> Outcome | None:
+    """Return the first seed whose history is wrong, shortened and told whole if wished; None where all are right."""
     with no_collection():
         for count, seed in enumerate(seeds):
             history = draw(seed)
-            if happen(history, states=states).wrongs:
-                return happen(shorten(history), keep=True)
+            outcome = happen(history, states=states)
+            if outcome.wrongs:
+                return happen(shorten(history), keep=True) if short else outcome
             if not count % 100:
                 gc.collect()
     return None

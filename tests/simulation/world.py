@@ -180,6 +180,8 @@ class World:
             await self.client.aclose()
         if self.provider.sessions:
             self.wrong("sessions stay open behind aclose()")
+        if self.client.statistics().queued:
+            self.wrong("callers wait for a place at a client that is closed")
         await asyncio.sleep(closing.reopens)
         await self.client.open()
         self.note("the client is opened again")
@@ -201,6 +203,9 @@ class World:
 
     def check_whole(self, prompt: str, completion: ChatCompletion) -> None:
         """What a caller takes for an answer is one, to its own prompt; it was billed no more often than it was sent."""
+        if not completion.choices:
+            self.wrong(f"{prompt} got an answer without a choice")
+            return
         message = completion.choices[0].message
         self.check_text(prompt, message.tool_calls[0].function.arguments if message.tool_calls else completion.text)
         billed = sum(each.prompt == prompt and each.billed > 0 for each in self.provider.requests)
