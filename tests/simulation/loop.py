@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import selectors
-import types
 from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
@@ -124,7 +123,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _make_task(self, _: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
         strike = striking.get()
-        task = _Task(next(self._numbers), work if strike is None else strike.watch(work), loop=self, **options)
+        task = _Task(next(self._numbers), work if strike is None else _Watched(work, strike), loop=self, **options)
         self._tasks.append(task)
         return task
 
@@ -169,40 +168,47 @@ class Strike:
             striking.reset(token)
         return task
 
-    def watch(self, work: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """Count the waits of some work."""
-
-        async def watched() -> T:
-            return await self._count(work)
-
-        return watched()
-
-    @types.coroutine
-    def _count(self, work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-        """Pass on what a coroutine waits for, and what comes of it."""
-        thrown: BaseException | None = None
-        while True:
-            try:
-                waited = work.send(None) if thrown is None else work.throw(thrown)
-            except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]
-            self.waits += 1
-            if self.waits == self._at:
-                if waited is not None and self._how == HOW[1]:
-                    waited.add_done_callback(lambda _: self._strike())
-                else:
-                    asyncio.get_running_loop().call_soon(self._strike)
-            thrown = None
-            try:
-                yield waited
-            except BaseException as error:
-                thrown = error
+    def count(self, waited: asyncio.Future[Any] | None) -> None:
+        """Count a wait, and strike if it is the one; None is a turn of the loop."""
+        self.waits += 1
+        if self.waits == self._at:
+            if waited is not None and self._how == HOW[1]:
+                waited.add_done_callback(lambda _: self._strike())
+            else:
+                asyncio.get_running_loop().call_soon(self._strike)
 
     def _strike(self) -> None:
         if self.task is not None and not self.task.done():
             self._before()
             self.struck = True
             self.task.cancel()
+
+
+class _Watched(Coroutine[Any, Any, T]):
+    """A coroutine whose waits are counted; in all else the one that it stands for."""
+
+    def __init__(self, work: Coroutine[Any, Any, T], strike: Strike) -> None:
+        self._work = work
+        self._strike = strike
+
+    def send(self, value: Any) -> Any:
+        waited = self._work.send(value)
+        self._strike.count(waited)
+        return waited
+
+    def throw(self, *error: Any) -> Any:
+        waited = self._work.throw(*error)
+        self._strike.count(waited)
+        return waited
+
+    def close(self) -> None:
+        self._work.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._work.__await__()
+
+    def __getattr__(self, name: str) -> Any:  # asyncio and anyio look at its state
+        return getattr(self._work, name)
 
 
 striking: ContextVar[Strike | None] = ContextVar("striking", default=None)

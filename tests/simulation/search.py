@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -68,14 +69,17 @@ def happen(history: History, *, keep: bool = False, states: set[int] | None = No
 
 @contextmanager
 def _listening(world: World) -> Iterator[None]:
-    """Hand the log to the history instead of to the terminal."""
+    """Hand the log and all warnings to the history instead of to the terminal."""
     log, handler = logging.getLogger("piapi_async"), logging.Handler()
     handler.emit = world.hear_log  # type: ignore[method-assign]
     level, log.propagate = log.level, False
     log.addHandler(handler)
     log.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = lambda message, *_: world.wrong(f"Python warns: {message}")
+            yield
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
