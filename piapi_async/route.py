@@ -160,6 +160,7 @@ class Call:
         tokens: What it may use, for `Limits.tokens_per_minute`; 0 where no gate counts tokens.
         via_stream: Whether a call for the whole answer asks by stream; None: as the model needs it. It becomes True
             when a gateway's timeout makes the call ask so.
+        waits_for_room: Whether it waits for room in the budget, as long as calls under way may make some.
         live: Whether the caller gets the answer as it comes, and so part of one that breaks off.
         restart: Whether a stream that breaks off after its first text begins anew.
         on_send: What the caller wants to be called right before each request.
@@ -182,6 +183,7 @@ class Call:
     worst: int | None = None
     tokens: int = 0
     via_stream: bool | None = None
+    waits_for_room: bool = False
     live: bool = False
     restart: bool = False
     on_send: Callable[[], object] | None = None

@@ -31,7 +31,6 @@ class Flight:
         row: The row.
         began: When, on the loop's clock.
         scope: Cancels it; used only before anything was sent.
-        asking: Whether the client has it; False while it waits for a part of the budget.
         sent: Requests that are on record for it; 0 if none was sent.
         at_most: US dollars that a request for it may cost, as far as that is known.
         unknown: US dollars of this run's unknown bills that its line tells of.
@@ -40,7 +39,6 @@ class Flight:
     row: Row
     began: float
     scope: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
-    asking: bool = False
     sent: int = 0
     at_most: Decimal = Decimal(0)
     unknown: Decimal = Decimal(0)

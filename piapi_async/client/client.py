@@ -244,6 +244,7 @@ class Client:
         model: str | None = None,
         deadline: float | None = None,
         via_stream: bool | None = None,
+        wait_for_room: bool = False,
         on_send: Callable[[], object] | None = None,
         **params: Unpack[ChatParams],
     ) -> ChatCompletion:
@@ -268,6 +269,8 @@ class Client:
                 `stream_usage`). False: never. None: for models that answer by stream only
                 (`ModelInfo.stream_only`), and for one more try after a gateway's timeout (504 or 524) where there is
                 no backup; the first try may have been billed, and counts in `ledger.unknown`.
+            wait_for_room: Whether a call that does not fit into the budget waits while others under way may make room.
+                They have reserved the most that they may cost, and mostly cost less. `map` waits so.
             on_send: Called right before each request goes out, for callers who keep a journal.
             params: The parameters of the API, each None for not given:
 
@@ -304,7 +307,7 @@ class Client:
         del prompt, messages, params
         if isinstance(call, Exception):
             raise call
-        call.on_send = on_send
+        call.on_send, call.waits_for_room = on_send, wait_for_room
         if via_stream is not None:
             call.via_stream = read_via_stream(via_stream)
         return await self._dispatcher.complete(call)
@@ -375,7 +378,8 @@ class Client:
 
         Returns:
             A context manager that gives an async iterator of `Result`. An error of one prompt is in its result and
-            ends no other; leaving the block cancels what is left.
+            ends no other; leaving the block cancels what is left. Under a budget a prompt that does not fit waits while
+            calls under way may make room; `BudgetExceededError` comes only when none can.
 
         Raises:
             ConfigurationError: `prompts` is no iterable, or `concurrency` no number of workers.
@@ -391,6 +395,7 @@ class Client:
             del prompt
             if isinstance(call, Exception):
                 return Result(index, None, error=call)
+            call.waits_for_room = True
             try:
                 completion, error = await self._dispatcher.complete(call), None
             except PiAPIError as failure:

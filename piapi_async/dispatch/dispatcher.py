@@ -10,6 +10,7 @@ import attrs
 
 from piapi_async.billing import Billing
 from piapi_async.dispatch.attempt import AttemptInFlight
+from piapi_async.dispatch.room import Room
 from piapi_async.ledger import Books
 from piapi_async.models import ChatCompletion
 from piapi_async.policy import Retry, Timeout
@@ -36,6 +37,7 @@ class Dispatcher:
         timeout: The timers of one request.
         require_finish_reason: Whether a stream that ends without a `finish_reason` was cut off.
         clock: The time in seconds; the event loop's while the client is open.
+        room: Where calls wait for room in the budget.
         outcomes: Attempts by how they ended.
         hedgeable: How many calls could have been hedged.
         hedges: How many were.
@@ -50,9 +52,13 @@ class Dispatcher:
     timeout: Timeout
     require_finish_reason: bool
     clock: Callable[[], float]
+    room: Room = attrs.field(init=False)
     outcomes: Counter[str] = attrs.field(factory=Counter[str])
     hedgeable: int = 0
     hedges: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.room = Room(self.books)
 
     async def complete(self, call: Call) -> ChatCompletion:
         """Ask until there is a whole answer.
