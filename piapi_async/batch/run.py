@@ -199,10 +199,7 @@ class _Run:
         """Ask the rows. Return what the input or `progress` raised: a task group would wrap it."""
         with self._scope:
             try:
-                async with (
-                    aclosing(self._pending()) as rows,
-                    Results(rows, self._ask, concurrency=concurrency, ordered=False) as results,
-                ):
+                async with Results(self._pending(), self._ask, concurrency=concurrency, ordered=False) as results:
                     async for _ in results:
                         self._report()
             except Exception as error:

@@ -11,7 +11,7 @@ import os
 import random
 import ssl as ssl_module
 import time
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias, Unpack
@@ -19,11 +19,15 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias, Unpack
 from piapi_async.billing import Billing, Quote
 from piapi_async.catalog import ModelInfo, allows
 from piapi_async.client.options import (
+    Item,
+    Items,
     check_types,
     make_request,
     one_prompt,
     read_api_key,
     read_deadline,
+    read_item,
+    read_items,
     read_via_stream,
 )
 from piapi_async.dispatch import Dispatcher
@@ -354,22 +358,29 @@ class Client:
 
     def map(
         self,
-        prompts: Iterable[Prompt] | AsyncIterable[Prompt],
+        prompts: Items,
         *,
         model: str | None = None,
         concurrency: int | None = None,
         ordered: bool = False,
         deadline: float | None = None,
         **params: Unpack[ChatParams],
-    ) -> Results[Prompt]:
+    ) -> Results[Item]:
         """Ask many.
 
             async with client.map(prompts, concurrency=16) as results:
                 async for result in results:
                     print(result.index, result.error or result.unwrap().text)
 
+        Prompts that have names keep them, whatever order the answers come in:
+
+            async with client.map({"T1": "Why is the sky blue?", "T2": "Why is the sea salt?"}) as results:
+                answers = {result.key: result.unwrap().text async for result in results}
+
         Args:
-            prompts: Any iterable or async iterable, endless too; at most twice the concurrency is pulled ahead.
+            prompts: Any iterable or async iterable, endless too; at most twice the concurrency is pulled ahead. An item
+                is a prompt, or a tuple of a key and a prompt; a mapping of keys to prompts is taken too. One task
+                drives it from first to last, and a generator is closed when the block is left.
             model: As in `complete`.
             concurrency: Most prompts under way at once; without it `Limits.concurrency`.
             ordered: Whether results come in the order of the prompts instead of as they finish.
@@ -390,20 +401,22 @@ class Client:
         self._check_usable()
         check_names(params)
 
-        async def ask(index: int, prompt: Prompt) -> Result:
+        async def ask(index: int, item: Item) -> Result:
+            key, prompt = read_item(index, item)
+            del item
             call = self._prepare(prompt, None, model, deadline, params)
             del prompt
             if isinstance(call, Exception):
-                return Result(index, None, error=call)
+                return Result(index, None, error=call, key=key)
             call.waits_for_room = True
             try:
                 completion, error = await self._dispatcher.complete(call), None
             except PiAPIError as failure:
                 completion, error = None, failure
-            return Result(index, call.request, completion, error, self._dispatcher.clock() - call.began)
+            return Result(index, call.request, completion, error, self._dispatcher.clock() - call.began, key=key)
 
         width = concurrency if concurrency is not None else self.limits.concurrency
-        return Results(prompts, ask, concurrency=width, ordered=ordered)
+        return Results(read_items(prompts), ask, concurrency=width, ordered=ordered)
 
     def quote(
         self,
