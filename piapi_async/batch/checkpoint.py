@@ -205,7 +205,7 @@ class Checkpoint:
                 self._inflight.forget(row.key)
 
     def keep_sent(self, row: Row) -> None:
-        """Leave on record what was sent for a row and may have been billed. It is yet to be done."""
+        """Leave on record that a row was sent and maybe billed, as `note_unknown` tells. It is yet to be done."""
         if self._inflight is not None:
             self._inflight.keep(row.key)
 

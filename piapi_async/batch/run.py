@@ -258,6 +258,9 @@ class _Run:
         try:
             with flight.scope:
                 await self._fly(flight)
+        except BaseException:
+            self._recorder.cut_off(flight)
+            raise
         finally:
             self._flights.discard(flight)
             self.status.under_way -= 1
@@ -278,6 +281,7 @@ class _Run:
             self._recorder.answered(flight, outcome)
         elif isinstance(outcome, BudgetExceededError):
             self._stop("budget", outcome)  # nothing under way can make room
+            self._recorder.cut_off(flight)
         else:
             self._failed(flight, outcome)
 
