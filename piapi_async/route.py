@@ -170,6 +170,7 @@ class Call:
         fresh: Whether the next attempt needs a new connection.
         panic: Whether no provider was healthy: then each gets a first attempt, and no retries.
         interrupted: What broke a stream off after its first text, until the new one begins.
+        closings: How often its client had been closed when it began.
     """
 
     request: ChatRequest
@@ -193,6 +194,7 @@ class Call:
     fresh: bool = False
     panic: bool = False
     interrupted: APIError | None = None
+    closings: int = 0
 
     @property
     def untried(self) -> list[Upstream]:

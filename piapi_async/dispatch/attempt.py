@@ -111,6 +111,7 @@ class AttemptInFlight:
             route = dispatcher.router.choose(call, now)
         await self._reserve_in_time(route)
         try:
+            self._check_open(route, now)
             if call.waits_for_room:  # then it may have fallen sick meanwhile too
                 now = dispatcher.clock()
                 if not route.key.admits(call.model, now):
@@ -124,6 +125,22 @@ class AttemptInFlight:
             self._release()
             raise
         return self
+
+    def _check_open(self, route: Route, began: float) -> None:
+        """Check that the client was not closed since the call began, though it may be open again.
+
+        Raises:
+            APIConnectionError: It was.
+        """
+        call = self.call
+        if call.closings != self._dispatcher.closings:
+            error = APIConnectionError(
+                "the client was closed while a call waited to be sent again; keep it open",
+                kind="closed",
+                maybe_billed=any(failure.error.maybe_billed for failure in call.failures.values()),
+            )
+            self._turn_away(route, began, error)
+            raise error
 
     def try_enter(self, route: Route, now: float) -> bool:
         """Enter without any wait, at one provider and no other, and say whether that was possible.
