@@ -90,13 +90,17 @@ class Books:
         """Return the row of one provider's model, made where there is none yet."""
         return self.rows.setdefault((provider, model), Row())
 
+    def fits(self, amount: int) -> bool:
+        """Whether the budget has room for so much."""
+        return self.budget is None or self.taken + amount <= self.budget
+
     def reserve(self, amount: int) -> None:
         """Take the worst case of a request out of the budget.
 
         Raises:
             BudgetExceededError: It does not fit; nothing was taken.
         """
-        if self.budget is not None and self.taken + amount > self.budget:
+        if self.budget is not None and not self.fits(amount):
             free = max(0, self.budget - self.taken)
             raise BudgetExceededError(
                 f"the call may cost {show_dollars(amount)}, and of the budget of {show_dollars(self.budget)} only "

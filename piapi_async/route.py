@@ -160,6 +160,7 @@ class Call:
         tokens: What it may use, for `Limits.tokens_per_minute`; 0 where no gate counts tokens.
         via_stream: Whether a call for the whole answer asks by stream; None: as the model needs it. It becomes True
             when a gateway's timeout makes the call ask so.
+        waits_for_room: Whether it waits for room in the budget, as long as calls under way may make some.
         live: Whether the caller gets the answer as it comes, and so part of one that breaks off.
         restart: Whether a stream that breaks off after its first text begins anew.
         on_send: What the caller wants to be called right before each request.
@@ -169,6 +170,7 @@ class Call:
         fresh: Whether the next attempt needs a new connection.
         panic: Whether no provider was healthy: then each gets a first attempt, and no retries.
         interrupted: What broke a stream off after its first text, until the new one begins.
+        closings: How often its client had been closed when it began.
     """
 
     request: ChatRequest
@@ -182,6 +184,7 @@ class Call:
     worst: int | None = None
     tokens: int = 0
     via_stream: bool | None = None
+    waits_for_room: bool = False
     live: bool = False
     restart: bool = False
     on_send: Callable[[], object] | None = None
@@ -191,6 +194,7 @@ class Call:
     fresh: bool = False
     panic: bool = False
     interrupted: APIError | None = None
+    closings: int = 0
 
     @property
     def untried(self) -> list[Upstream]:

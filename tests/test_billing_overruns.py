@@ -66,6 +66,15 @@ async def test_the_larger_share_stays() -> None:
             assert client.ledger.overrun == 90 * OUT + 900 * OUT
 
 
+async def test_of_calls_under_way_the_larger_share_stays() -> None:
+    scripts = [[ReadRequest(), Wait(0.01 * i), Send(answer(17, tokens))] for i, tokens in enumerate((1000, 100))]
+    async with RawServer(*scripts) as server:
+        async with Client(KEY, base_url=server.base_url, model="gpt-4o-mini", budget="1") as client:
+            await asyncio.gather(*(client.complete("x", max_tokens=10) for _ in scripts))
+            assert at_least(client) == 17 * IN + 1000 * OUT
+            assert client.ledger.overrun == 990 * OUT + 90 * OUT
+
+
 async def test_the_warning_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     async with serving(answer(17, 1000)) as server:
         async with Client(KEY, base_url=server.base_url, model="gpt-4o-mini", budget="1") as client:

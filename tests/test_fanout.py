@@ -7,6 +7,7 @@ import gc
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from itertools import count
+from types import CoroutineType
 from typing import Any, cast
 
 import anyio
@@ -14,7 +15,16 @@ import anyio.lowlevel
 import attrs
 import pytest
 
-from piapi_async import APIConnectionError, Attempt, ChatCompletion, ChatRequest, ConfigurationError, Result, Results
+from piapi_async import (
+    APIConnectionError,
+    Attempt,
+    ChatCompletion,
+    ChatRequest,
+    ConfigurationError,
+    Result,
+    Results,
+    fanout,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -85,9 +95,11 @@ async def settle() -> None:
         await anyio.lowlevel.checkpoint()
 
 
-async def workers() -> int:
+async def tasks_left() -> int:
+    """The tasks of a fan-out: what drives the input, and the calls."""
     await settle()
-    return sum("Results" in task.get_name() for task in asyncio.all_tasks())
+    coroutines = [cast("CoroutineType[Any, Any, Any]", task.get_coro()) for task in asyncio.all_tasks()]
+    return sum(each.cr_code.co_filename in (fanout.__file__, __file__) for each in coroutines)
 
 
 async def from_list(items: list[Any]) -> AsyncIterator[Any]:
@@ -111,7 +123,7 @@ async def test_every_item_is_asked_once(size: int, concurrency: int, ordered: bo
     assert ask.most <= concurrency
     if ordered:
         assert found == list(range(size))
-    assert await workers() == 0
+    assert await tasks_left() == 0
 
 
 async def test_results_come_as_they_finish() -> None:
@@ -172,7 +184,7 @@ async def test_a_slow_item_does_not_hold_the_others_up() -> None:
     assert 0 in ask.cancelled
 
 
-async def test_workers_start_as_items_come() -> None:
+async def test_calls_begin_as_items_come() -> None:
     send, receive = anyio.create_memory_object_stream[str](0)
     ask = Answers(at_once=False)
     async with send, receive, Results(receive, ask, concurrency=100, ordered=False) as results:
@@ -180,7 +192,7 @@ async def test_workers_start_as_items_come() -> None:
             await send.send("x")
             await settle()
             assert len(ask.running) == size
-            assert await workers() == size + 1  # one waits for the next item
+            assert await tasks_left() == size + 1  # one waits for the next item
         ask.finish(*range(5))
         await send.aclose()
         assert len([result async for result in results]) == 5
@@ -247,7 +259,7 @@ async def test_input_that_raises(source: Callable[[int], Any], size: int, ordere
                 found.append(result.index)  # what came before the error counts
     assert type(raised.value) is OSError
     assert sorted(found) == list(range(size))
-    assert await workers() == 0
+    assert await tasks_left() == 0
 
 
 async def test_an_iteration_that_has_failed_stays_so() -> None:
@@ -275,7 +287,7 @@ async def test_ask_that_raises_ends_the_iteration(ordered: bool) -> None:
                 found.append(result.index)
     assert set(found) >= {0, 1}
     assert items.pulled <= 8
-    assert await workers() == 0
+    assert await tasks_left() == 0
 
 
 async def test_an_exhausted_input_is_not_asked_again() -> None:
@@ -307,14 +319,14 @@ async def test_leaving_cancels_the_rest(ordered: bool) -> None:
         await settle()
     assert sorted(ask.cancelled) == [1, 2, 3]
     assert ask.running == set()
-    assert await workers() == 0
+    assert await tasks_left() == 0
 
 
 async def test_leaving_at_once() -> None:
     ask = Answers(at_once=False)
     async with Results(Counted(), ask, concurrency=3, ordered=False):
         pass
-    assert await workers() == 0
+    assert await tasks_left() == 0
     assert ask.asked == []
 
 
@@ -338,7 +350,7 @@ async def test_leaving_while_the_input_is_waited_for() -> None:
     async with Results(never(), Answers(), concurrency=3, ordered=False) as results:
         assert (await anext(results)).index == 0
         await settle()
-    assert await workers() == 0
+    assert await tasks_left() == 0
 
 
 @pytest.mark.parametrize("steps", range(12))
@@ -359,7 +371,7 @@ async def test_the_callers_task_is_cancelled_at_each_step(steps: int) -> None:
     assert raised.value.args == ("by the test",)
     assert task.cancelled()
     assert ask.running == set()
-    assert await workers() == 0
+    assert await tasks_left() == 0
 
 
 async def test_the_callers_scope_is_cancelled() -> None:
@@ -370,7 +382,7 @@ async def test_the_callers_scope_is_cancelled() -> None:
     assert scope.cancelled_caught
     assert sorted(ask.cancelled) == [0, 1]
     await anyio.lowlevel.checkpoint()  # nothing of the cancellation is left
-    assert await workers() == 0
+    assert await tasks_left() == 0
 
 
 async def test_inside_asyncio_timeout() -> None:
@@ -381,7 +393,7 @@ async def test_inside_asyncio_timeout() -> None:
     current = asyncio.current_task()
     assert current is not None
     assert current.cancelling() == 0
-    assert await workers() == 0
+    assert await tasks_left() == 0
 
 
 # -- several consumers, misuse -----------------------------------------------------------------------------------------

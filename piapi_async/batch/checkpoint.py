@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -60,7 +60,7 @@ class Checkpoint:
         except OSError as error:
             problem = explain(path, error)
         else:
-            noted = {} if self._inflight is None else self._inflight.noted
+            noted: Mapping[str, Decimal] = {} if self._inflight is None else self._inflight.noted
             self._reader = EarlierReader(self._output, self._ids, noted, self._note_run, retry_failed=retry_failed)
             self.run = os.urandom(4).hex()
             # Unknown bills of this run, those of earlier ones included that no line tells of:
@@ -104,6 +104,8 @@ class Checkpoint:
         if self._inflight.damaged:
             self._output.set_aside(self._inflight.damaged)
             self._inflight.clear_damaged()
+        if not self._noted:  # lines tell of it all
+            self._inflight.forget_runs()
         for entry in list(self._inflight.kept):
             if self._ids.request_of(entry.key) is not None:  # the process was killed between the two writes
                 self._inflight.finish(entry.key)
@@ -203,7 +205,7 @@ class Checkpoint:
                 self._inflight.forget(row.key)
 
     def keep_sent(self, row: Row) -> None:
-        """Leave on record what was sent for a row and may have been billed. It is yet to be done."""
+        """Leave on record that a row was sent and maybe billed, as `note_unknown` tells. It is yet to be done."""
         if self._inflight is not None:
             self._inflight.keep(row.key)
 

@@ -180,7 +180,8 @@ class EarlierReader:
         note = self._read_note(line)
         if note is None and is_blank(line):
             self._strange = self._strange or self._number
-            self._keep(line)
+            if self._repair is None:
+                self._keep(line)
             return None
         if note is not None and self._stays(note):
             self._keep(line)

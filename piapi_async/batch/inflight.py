@@ -179,8 +179,14 @@ class InflightFile:
             self._clear(slot)
 
     def keep(self, key: str) -> None:
-        """Leave a row's slots to later runs: its requests may have been billed."""
-        self._kept.update(self._slots.get(key, ()))
+        """Leave a row on record for later runs: what this run sent may have been billed, as its last note tells."""
+        slots = [slot for slot in self._slots.get(key, ()) if slot not in self._kept]
+        for slot in slots[:1]:
+            entry = self._entries[slot] = attrs.evolve(self._entries[slot], at_most=Decimal(0))
+            self._write(slot, _slot_of(entry)[:-1])
+            self._kept.add(slot)
+        for slot in slots[1:]:
+            self._clear(slot)
 
     def note_run(self, run: str, unknown: Decimal) -> None:
         """Note the unknown bills of a run that no line tells of, nor a slot of a row."""

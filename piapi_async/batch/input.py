@@ -16,6 +16,7 @@ import anyio.lowlevel
 from piapi_async.batch.records import LINES_A_TURN
 from piapi_async.batch.rows import MAX_LINE, Item, Row, RowReader
 from piapi_async.errors import BatchError
+from piapi_async.fanout import close_generator
 
 __all__ = ["FileInput", "Input", "ItemInput", "PipeInput", "Requests", "open_input"]
 
@@ -138,14 +139,17 @@ class ItemInput:
     async def rows(self) -> AsyncGenerator[Row, None]:
         """Read the rows."""
         number = 0
-        if isinstance(self._items, AsyncIterable):
-            async for item in self._items:
-                number += 1
-                yield self._reader.read_item(number, item)
-        else:
-            for item in self._items:
-                number += 1
-                yield self._reader.read_item(number, item)
+        try:
+            if isinstance(self._items, AsyncIterable):
+                async for item in self._items:
+                    number += 1
+                    yield self._reader.read_item(number, item)
+            else:
+                for item in self._items:
+                    number += 1
+                    yield self._reader.read_item(number, item)
+        finally:
+            await close_generator(self._items)
 
 
 Input: TypeAlias = "FileInput | PipeInput | ItemInput"

@@ -55,6 +55,7 @@ class Output:
         self.is_regular = path != _STANDARD_OUTPUT and stat.S_ISREG(os.fstat(self._fd).st_mode)
         if self.is_regular and not read_only:
             _locked.add(self)
+            _path_repaired(path).unlink(missing_ok=True)  # of a repair that was killed
 
     def open_reader(self) -> BinaryIO:
         """Open the file for reading from its beginning. Only one reader at a time: it is the same descriptor."""
@@ -189,6 +190,10 @@ def _lock(path: Path) -> int:
         os.close(fd)
 
 
+def _path_repaired(path: Path) -> Path:
+    return path.with_name(f"{path.name}.repaired")
+
+
 class Repair:
     """A copy of the results without the lines that must go. It takes the file's place when it is complete.
 
@@ -200,8 +205,7 @@ class Repair:
 
     def __init__(self, path: Path, fd: int, good: int) -> None:
         self._path = path
-        self._new = path.with_name(f"{path.name}.repaired")
-        self._new.unlink(missing_ok=True)
+        self._new = _path_repaired(path)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL
         self._fd = open_private(self._new, flags, stat.S_IMODE(os.fstat(fd).st_mode))
         self._buffer = bytearray()

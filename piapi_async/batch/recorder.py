@@ -31,7 +31,6 @@ class Flight:
         row: The row.
         began: When, on the loop's clock.
         scope: Cancels it; used only before anything was sent.
-        asking: Whether the client has it; False while it waits for a part of the budget.
         sent: Requests that are on record for it; 0 if none was sent.
         at_most: US dollars that a request for it may cost, as far as that is known.
         unknown: US dollars of this run's unknown bills that its line tells of.
@@ -40,7 +39,6 @@ class Flight:
     row: Row
     began: float
     scope: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
-    asking: bool = False
     sent: int = 0
     at_most: Decimal = Decimal(0)
     unknown: Decimal = Decimal(0)
@@ -139,10 +137,17 @@ class Recorder:
 
     def leave_pending(self, flight: Flight, error: Exception) -> None:
         """Record no result: the row is asked again by a later run. What may have been billed stays on record."""
+        self._leave(flight, maybe_billed=is_maybe_billed(error))
+
+    def cut_off(self, flight: Flight) -> None:
+        """Do the same for a row that ended without an answer or an error of its own."""
+        self._leave(flight, maybe_billed=True)
+
+    def _leave(self, flight: Flight, *, maybe_billed: bool) -> None:
         if flight.sent:
-            if is_maybe_billed(error):
-                self._checkpoint.keep_sent(flight.row)
             self._checkpoint.note_unknown(self._unknown_here())
+            if maybe_billed:
+                self._checkpoint.keep_sent(flight.row)
             self._checkpoint.mark_unbilled(flight.row)
             flight.sent = 0
             self._stop_if_full()

@@ -151,7 +151,6 @@ class _Run:
             at_once=2 if client.retry.hedge else 1,
         )
         self._flights: set[Flight] = set()
-        self._changed = anyio.Event()  # set when a flight ends, and when the run stops
         self._began = time.monotonic()
         self._deadline = float("inf")
         self._scope = anyio.CancelScope()
@@ -200,10 +199,7 @@ class _Run:
         """Ask the rows. Return what the input or `progress` raised: a task group would wrap it."""
         with self._scope:
             try:
-                async with (
-                    aclosing(self._pending()) as rows,
-                    Results(rows, self._ask, concurrency=concurrency, ordered=False) as results,
-                ):
+                async with Results(self._pending(), self._ask, concurrency=concurrency, ordered=False) as results:
                     async for _ in results:
                         self._report()
             except Exception as error:
@@ -244,7 +240,6 @@ class _Run:
             for flight in self._flights:
                 if not flight.sent:
                     flight.scope.cancel()
-            self._changed.set()
 
     def _end_within(self, grace: float) -> None:
         self._scope.deadline = anyio.current_time() + grace
@@ -263,55 +258,45 @@ class _Run:
         try:
             with flight.scope:
                 await self._fly(flight)
+        except BaseException:
+            self._recorder.cut_off(flight)
+            raise
         finally:
             self._flights.discard(flight)
             self.status.under_way -= 1
-            self._changed.set()
             self._end_if_idle()
         return Result(index, None)
 
     async def _fly(self, flight: Flight) -> None:
         """Ask a row and record what comes of it."""
-        outcome: ChatCompletion | Exception | None
+        outcome: ChatCompletion | Exception
         try:
             request = make_request(flight.row)
             flight.at_most = self._client.quote(request).most or Decimal(0)
         except (InvalidRequestError, TypeError) as error:
             outcome = error
         else:
-            outcome = await self._send_when_affordable(flight, request)
+            outcome = await self._send(flight, request)
         if isinstance(outcome, ChatCompletion):
             self._recorder.answered(flight, outcome)
-        elif outcome is not None:
+        elif isinstance(outcome, BudgetExceededError):
+            self._stop("budget", outcome)  # nothing under way can make room
+            self._recorder.cut_off(flight)
+        else:
             self._failed(flight, outcome)
 
-    async def _send_when_affordable(
-        self, flight: Flight, request: ChatRequest
-    ) -> ChatCompletion | PiAPIError | TypeError | None:
-        """Send a request as soon as the budget has room for it; None if it never has."""
-        while True:
-            self._changed = anyio.Event() if self._changed.is_set() else self._changed
-            flight.asking = True
-            try:
-                return await self._send(flight, request)
-            except BudgetExceededError as error:
-                refusal = error
-            except (PiAPIError, TypeError) as error:
-                return error
-            flight.asking = False
-            # The others have reserved more than they may cost in the end, so there may be room once they are done.
-            if not any(other.asking for other in self._flights):
-                self._stop("budget", refusal)
-            if self.status.stopped is not None:
-                return None
-            await self._changed.wait()
-
-    async def _send(self, flight: Flight, request: ChatRequest) -> ChatCompletion:
+    async def _send(self, flight: Flight, request: ChatRequest) -> ChatCompletion | PiAPIError | TypeError:
         left = self._deadline - anyio.current_time()
-        deadline = max(left, 1e-3) if left < float("inf") else None
-        on_send = partial(self._recorder.sent, flight)
-        via_stream = True if self._stream or flight.row.fields.get("stream") else None
-        return await self._client.complete(request, deadline=deadline, via_stream=via_stream, on_send=on_send)
+        try:
+            return await self._client.complete(
+                request,
+                deadline=max(left, 1e-3) if left < float("inf") else None,
+                via_stream=True if self._stream or flight.row.fields.get("stream") else None,
+                wait_for_room=True,
+                on_send=partial(self._recorder.sent, flight),
+            )
+        except (PiAPIError, TypeError) as error:
+            return error
 
     def _failed(self, flight: Flight, error: Exception) -> None:
         """Record a failure. If the run ends here or has ended, the row stays pending instead."""

@@ -11,7 +11,7 @@ import os
 import random
 import ssl as ssl_module
 import time
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias, Unpack
@@ -19,11 +19,15 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias, Unpack
 from piapi_async.billing import Billing, Quote
 from piapi_async.catalog import ModelInfo, allows
 from piapi_async.client.options import (
+    Item,
+    Items,
     check_types,
     make_request,
     one_prompt,
     read_api_key,
     read_deadline,
+    read_item,
+    read_items,
     read_via_stream,
 )
 from piapi_async.dispatch import Dispatcher
@@ -244,6 +248,7 @@ class Client:
         model: str | None = None,
         deadline: float | None = None,
         via_stream: bool | None = None,
+        wait_for_room: bool = False,
         on_send: Callable[[], object] | None = None,
         **params: Unpack[ChatParams],
     ) -> ChatCompletion:
@@ -268,6 +273,8 @@ class Client:
                 `stream_usage`). False: never. None: for models that answer by stream only
                 (`ModelInfo.stream_only`), and for one more try after a gateway's timeout (504 or 524) where there is
                 no backup; the first try may have been billed, and counts in `ledger.unknown`.
+            wait_for_room: Whether a call that does not fit into the budget waits while others under way may make room.
+                They have reserved the most that they may cost, and mostly cost less. `map` waits so.
             on_send: Called right before each request goes out, for callers who keep a journal.
             params: The parameters of the API, each None for not given:
 
@@ -304,7 +311,7 @@ class Client:
         del prompt, messages, params
         if isinstance(call, Exception):
             raise call
-        call.on_send = on_send
+        call.on_send, call.waits_for_room = on_send, wait_for_room
         if via_stream is not None:
             call.via_stream = read_via_stream(via_stream)
         return await self._dispatcher.complete(call)
@@ -351,22 +358,29 @@ class Client:
 
     def map(
         self,
-        prompts: Iterable[Prompt] | AsyncIterable[Prompt],
+        prompts: Items,
         *,
         model: str | None = None,
         concurrency: int | None = None,
         ordered: bool = False,
         deadline: float | None = None,
         **params: Unpack[ChatParams],
-    ) -> Results[Prompt]:
+    ) -> Results[Item]:
         """Ask many.
 
             async with client.map(prompts, concurrency=16) as results:
                 async for result in results:
                     print(result.index, result.error or result.unwrap().text)
 
+        Prompts that have names keep them, whatever order the answers come in:
+
+            async with client.map({"T1": "Why is the sky blue?", "T2": "Why is the sea salt?"}) as results:
+                answers = {result.key: result.unwrap().text async for result in results}
+
         Args:
-            prompts: Any iterable or async iterable, endless too; at most twice the concurrency is pulled ahead.
+            prompts: Any iterable or async iterable, endless too; at most twice the concurrency is pulled ahead. An item
+                is a prompt, or a tuple of a key and a prompt; a mapping of keys to prompts is taken too. One task
+                drives it from first to last, and a generator is closed when the block is left.
             model: As in `complete`.
             concurrency: Most prompts under way at once; without it `Limits.concurrency`.
             ordered: Whether results come in the order of the prompts instead of as they finish.
@@ -375,7 +389,8 @@ class Client:
 
         Returns:
             A context manager that gives an async iterator of `Result`. An error of one prompt is in its result and
-            ends no other; leaving the block cancels what is left.
+            ends no other; leaving the block cancels what is left. Under a budget a prompt that does not fit waits while
+            calls under way may make room; `BudgetExceededError` comes only when none can.
 
         Raises:
             ConfigurationError: `prompts` is no iterable, or `concurrency` no number of workers.
@@ -386,19 +401,22 @@ class Client:
         self._check_usable()
         check_names(params)
 
-        async def ask(index: int, prompt: Prompt) -> Result:
+        async def ask(index: int, item: Item) -> Result:
+            key, prompt = read_item(index, item)
+            del item
             call = self._prepare(prompt, None, model, deadline, params)
             del prompt
             if isinstance(call, Exception):
-                return Result(index, None, error=call)
+                return Result(index, None, error=call, key=key)
+            call.waits_for_room = True
             try:
                 completion, error = await self._dispatcher.complete(call), None
             except PiAPIError as failure:
                 completion, error = None, failure
-            return Result(index, call.request, completion, error, self._dispatcher.clock() - call.began)
+            return Result(index, call.request, completion, error, self._dispatcher.clock() - call.began, key=key)
 
         width = concurrency if concurrency is not None else self.limits.concurrency
-        return Results(prompts, ask, concurrency=width, ordered=ordered)
+        return Results(read_items(prompts), ask, concurrency=width, ordered=ordered)
 
     def quote(
         self,

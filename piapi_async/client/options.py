@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import os
 import ssl as ssl_module
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, cast
 
 import attrs
 
 from piapi_async.errors import ConfigurationError, InvalidRequestError, Secret
-from piapi_async.models import ChatParams, ChatRequest, Prompt
+from piapi_async.models import ChatParams, ChatRequest, Message, Prompt
 from piapi_async.models.checks import plain_number
 from piapi_async.models.requests import check_names
 from piapi_async.policy import Deadline, Health, Limits, Retry, Timeout
 from piapi_async.provider import Provider, read_keys
+
+
+class KeyedPrompts(Protocol):
+    """A mapping of keys to prompts, whatever its keys are."""
+
+    def items(self) -> Iterable[tuple[object, Prompt]]:
+        """Its pairs."""
+        ...
+
+
+Item: TypeAlias = "Prompt | tuple[object, Prompt]"
+"""One prompt of a `map`, or its key and the prompt."""
+
+Items: TypeAlias = "Iterable[Item] | AsyncIterable[Item] | KeyedPrompts"
+"""What a `map` is to ask."""
 
 
 def one_prompt(prompt: Prompt | None, messages: Prompt | None) -> Prompt:
@@ -28,6 +43,20 @@ def one_prompt(prompt: Prompt | None, messages: Prompt | None) -> Prompt:
     if prompt is not None and messages is not None:
         raise TypeError("prompt and messages are the same thing by two names; pass one of them")
     return cast("Prompt", messages if prompt is None else prompt)
+
+
+def read_items(items: Items) -> Iterable[Item] | AsyncIterable[Item]:
+    """Return what a `map` is to ask; of a mapping, its pairs."""
+    if isinstance(items, Mapping):
+        return cast("Mapping[object, Prompt]", items).items()
+    return cast("Iterable[Item]", items)
+
+
+def read_item(index: int, item: Item) -> tuple[object, Prompt]:
+    """Return the key and the prompt of an item of a `map`; one without a key is known by its index."""
+    if isinstance(item, tuple) and len(item) == 2 and not isinstance(item[0], (Message, Mapping)):
+        return cast("tuple[object, Prompt]", item)
+    return index, cast("Prompt", item)
 
 
 def make_request(

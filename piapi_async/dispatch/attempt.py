@@ -19,7 +19,7 @@ import attrs
 from piapi_async.billing import Account
 from piapi_async.breaker import Breaker
 from piapi_async.catalog import to_dollars
-from piapi_async.errors import APIConnectionError, APIError, APIStatusError, BudgetExceededError, NotFoundError
+from piapi_async.errors import APIConnectionError, APIError, APIStatusError, NotFoundError
 from piapi_async.ledger import show_dollars
 from piapi_async.models import Attempt, ChatCompletion, ChatCompletionChunk, Usage
 from piapi_async.policy import Deadline, retry_rule, wants_new_connection
@@ -109,9 +109,14 @@ class AttemptInFlight:
                     route = dispatcher.router.choose(call, now)
         else:
             route = dispatcher.router.choose(call, now)
-        self._reserve()
-        call.panic = call.panic or route.panic
+        await self._reserve_in_time(route)
         try:
+            self._check_open(route, now)
+            if call.waits_for_room:  # then it may have fallen sick meanwhile too
+                now = dispatcher.clock()
+                if not route.key.admits(call.model, now):
+                    route = dispatcher.router.choose(call, now)
+            call.panic = call.panic or route.panic
             if route.key.gate.try_enter(call.tokens, now):
                 self._begin(route, now)
             else:
@@ -120,6 +125,22 @@ class AttemptInFlight:
             self._release()
             raise
         return self
+
+    def _check_open(self, route: Route, began: float) -> None:
+        """Check that the client was not closed since the call began, though it may be open again.
+
+        Raises:
+            APIConnectionError: It was.
+        """
+        call = self.call
+        if call.closings != self._dispatcher.closings:
+            error = APIConnectionError(
+                "the client was closed while a call waited to be sent again; keep it open",
+                kind="closed",
+                maybe_billed=any(failure.error.maybe_billed for failure in call.failures.values()),
+            )
+            self._turn_away(route, began, error)
+            raise error
 
     def try_enter(self, route: Route, now: float) -> bool:
         """Enter without any wait, at one provider and no other, and say whether that was possible.
@@ -134,16 +155,37 @@ class AttemptInFlight:
         self._begin(route, now)
         return True
 
+    def _amount(self) -> int:
+        """What is to be reserved by now."""
+        return self._dispatcher.billing.to_reserve(self.call.model, self.call.worst or 0)
+
     def _reserve(self) -> None:
         if self.call.worst is not None:
-            amount = self._dispatcher.billing.to_reserve(self.call.model, self.call.worst)
+            amount = self._amount()
             self._dispatcher.books.reserve(amount)
             self._reserved = amount
+
+    async def _reserve_in_time(self, route: Route) -> None:
+        """Reserve, for a call that waits for room as soon as there is some."""
+        call, dispatcher = self.call, self._dispatcher
+        if not call.waits_for_room or call.worst is None:
+            self._reserve()
+            return
+        began = dispatcher.clock()
+        try:
+            self._reserved = await dispatcher.room.reserve(self._amount, call.deadline)
+        except APIError as error:
+            failure = error.with_traceback(None)
+        else:
+            return
+        self._turn_away(route, began, failure)
+        raise failure
 
     def _release(self) -> None:
         if self._reserved is not None:
             self._dispatcher.books.release(self._reserved)
             self._reserved = None
+            self._dispatcher.room.changed()
 
     async def _wait_at_gate(self, route: Route, began: float) -> None:
         """Wait for a place. What was healthy when the call began to wait may not be so when its turn comes."""
@@ -157,29 +199,24 @@ class AttemptInFlight:
                 failure = error.with_traceback(None)
                 break
             now = dispatcher.clock()
-            if entered and (call.panic or route.key.admits(call.model, now)):
-                self._reserve_anew(route)
+            if entered and (call.panic or route.key.admits(call.model, now)) and self._still_fits():
                 self._begin(route, now)
                 return
             if entered:
                 route.key.gate.leave()
+            if not self._still_fits():
+                self._release()
+                await self._reserve_in_time(route)
+                now = dispatcher.clock()
             route, began = dispatcher.router.choose(call, now), now
             call.panic = call.panic or route.panic
         self._turn_away(route, began, failure)
         raise failure
 
-    def _reserve_anew(self, route: Route) -> None:
-        """Reserve what must be reserved by now: a bill above its reservation may have come during the wait.
-
-        Raises:
-            BudgetExceededError: The budget is used up; the place is given back.
-        """
-        self._release()
-        try:
-            self._reserve()
-        except BudgetExceededError:
-            route.key.gate.leave()
-            raise
+    def _still_fits(self) -> bool:
+        """Whether the reservation is enough by now, and the budget not passed: a bill may have been above its own."""
+        books = self._dispatcher.books
+        return self._reserved is None or (books.fits(0) and self._reserved >= self._amount())
 
     def _turn_away(self, route: Route, began: float, error: APIError) -> None:
         """Note that the call gave up at the gate; that says nothing about the provider."""
@@ -369,6 +406,7 @@ class AttemptInFlight:
             self._succeed(self.completion, now)
         else:
             self._abandon(now)
+        self._dispatcher.room.changed()
 
     def _succeed(self, completion: ChatCompletion, now: float) -> None:
         usage, gate, dispatcher = completion.usage, self.key.gate, self._dispatcher

@@ -10,6 +10,7 @@ import attrs
 
 from piapi_async.billing import Billing
 from piapi_async.dispatch.attempt import AttemptInFlight
+from piapi_async.dispatch.room import Room
 from piapi_async.ledger import Books
 from piapi_async.models import ChatCompletion
 from piapi_async.policy import Retry, Timeout
@@ -36,9 +37,11 @@ class Dispatcher:
         timeout: The timers of one request.
         require_finish_reason: Whether a stream that ends without a `finish_reason` was cut off.
         clock: The time in seconds; the event loop's while the client is open.
+        room: Where calls wait for room in the budget.
         outcomes: Attempts by how they ended.
         hedgeable: How many calls could have been hedged.
         hedges: How many were.
+        closings: How often the client was closed.
     """
 
     upstreams: Sequence[Upstream]
@@ -50,9 +53,14 @@ class Dispatcher:
     timeout: Timeout
     require_finish_reason: bool
     clock: Callable[[], float]
+    room: Room = attrs.field(init=False)
     outcomes: Counter[str] = attrs.field(factory=Counter[str])
     hedgeable: int = 0
     hedges: int = 0
+    closings: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.room = Room(self.books)
 
     async def complete(self, call: Call) -> ChatCompletion:
         """Ask until there is a whole answer.
@@ -61,13 +69,14 @@ class Dispatcher:
             APIError: There is none, and there is nowhere else to ask.
             BudgetExceededError: The budget has no room for an attempt.
         """
+        call.closings = self.closings
         while True:
             async with self._attempt(call) as attempt:
                 return await attempt.complete()
 
     async def stream(self, call: Call) -> AsyncGenerator[StreamItem, None]:
         """The same for a stream: another provider takes over silently until text has been handed out."""
-        call.live = True
+        call.live, call.closings = True, self.closings
         while True:
             async with self._attempt(call) as attempt:
                 first = await attempt.open_stream()
@@ -96,7 +105,8 @@ class Dispatcher:
         return HedgedAttempt(self, call)
 
     def close_gates(self) -> None:
-        """Send away the calls that wait for a place."""
+        """Send away the calls that wait for a place; those that wait for something else find out when they go on."""
+        self.closings += 1
         for upstream in self.upstreams:
             for key in upstream.keys:
                 key.gate.close()

@@ -7,6 +7,7 @@ them, or they would hide in `__context__`.
 from __future__ import annotations
 
 import errno
+import socket
 from typing import cast
 
 import aiohttp
@@ -19,6 +20,9 @@ FOREIGN = (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError, Valu
 """What aiohttp, ssl and the loop raise when an exchange fails; anything else is a mistake of ours and passes."""
 
 _LOCAL_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EACCES})
+
+
+_PROXY: tuple[ErrorKind, str] = "proxy", "the proxy does not let the request through; check the proxy setting"
 
 
 def closed(host: str, *, sent: bool) -> APIConnectionError:
@@ -34,6 +38,7 @@ def translate(
     *,
     in_body: bool = False,
     stale: bool = False,
+    tunnel: bool = False,
     connect_timeout: float | None = None,
 ) -> APIError:
     """Say in this library's words what went wrong.
@@ -43,11 +48,14 @@ def translate(
         host: For the text.
         in_body: Whether the answer's headers had come.
         stale: Whether the request went out on a kept connection that must have been closed before.
+        tunnel: Whether a proxy was still to make the connection.
         connect_timeout: What the connect timer was set to, in seconds.
     """
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return timed_out(Deadline(NEVER, "connect", connect_timeout or NEVER), host, sent=False)
     kind, text = _connect_problem(error)
+    if kind is None and tunnel:
+        kind, text = _PROXY
     if kind is not None:
         return APIConnectionError(f"{text} ({host})", kind=kind)
     fault = _protocol_fault(error)
@@ -72,15 +80,21 @@ def _connect_problem(error: BaseException) -> tuple[ErrorKind | None, str]:
         return "certificate", "the server's certificate is not trusted; check the host name or pass an ssl context"
     if isinstance(error, aiohttp.ClientConnectorSSLError):
         return "tls", "no TLS connection; check that the port speaks https"
+    if _is_local(error):
+        return "local", "this process can open no more connections; lower the concurrency or raise its limits"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "dns", "the host name is not known; check the base URL for a typo"
     if isinstance(error, (aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError)):
-        return "proxy", "the proxy does not let the request through; check the proxy setting"
-    if isinstance(error, OSError) and error.errno in _LOCAL_ERRNOS:
-        return "local", "this process can open no more connections; lower the concurrency or raise its limits"
+        return _PROXY
     if isinstance(error, aiohttp.ClientConnectorError):
         return "connect", "the connection was refused or the host can't be reached; check the base URL, or use a backup"
     return None, ""
+
+
+def _is_local(error: BaseException) -> bool:
+    """Whether this process is out of files, ports or threads. A resolver's own numbers mean other things."""
+    is_resolvers = isinstance(getattr(error, "os_error", None), socket.gaierror)
+    return isinstance(error, OSError) and error.errno in _LOCAL_ERRNOS and not is_resolvers
 
 
 def _protocol_fault(error: BaseException) -> str | None:

@@ -9,6 +9,7 @@ import socket
 import ssl as ssl_module
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Self
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -21,6 +22,7 @@ from piapi_async.errors import APITimeoutError
 from piapi_async.policy import NEVER, Deadline, timed_out
 from piapi_async.pool.exchange import SessionExchange
 from piapi_async.pool.foreign import FOREIGN, closed, translate
+from piapi_async.pool.resolver import ThreadResolver, in_thread
 from piapi_async.pool.timer import WaitTimer
 from piapi_async.provider import Endpoint
 from piapi_async.wire import COMMON_HEADERS, Body
@@ -67,6 +69,7 @@ class EndpointSession:
     Attributes:
         url: Where the requests go.
         host: For errors.
+        proxied: Whether a proxy is in between.
         closed: Whether it is.
         loop: The event loop that it was opened on.
         time: The loop's clock.
@@ -74,11 +77,15 @@ class EndpointSession:
     Args:
         endpoint: Where the requests go.
         make_session: Makes a session; told whether each request gets a new connection.
+        proxied: Whether it goes through a proxy.
     """
 
-    def __init__(self, endpoint: Endpoint, make_session: Callable[[bool], aiohttp.ClientSession]) -> None:
+    def __init__(
+        self, endpoint: Endpoint, make_session: Callable[[bool], aiohttp.ClientSession], *, proxied: bool
+    ) -> None:
         self.url = endpoint.url
         self.host = urlsplit(endpoint.url).hostname or ""
+        self.proxied = proxied
         self.closed = False
         self._make_session = make_session
         self._session = make_session(False)
@@ -152,13 +159,17 @@ class EndpointSession:
 
     async def aclose(self) -> None:
         """Close every connection; reads under way fail. Can be called again if it was cancelled."""
+        self.shut()
+        await self._session.close()
+        if self._spare is not None:
+            await self._spare.close()
+
+    def shut(self) -> None:
+        """End every exchange, and take no more."""
         self.closed = True
         self._timer.cancel()
         for response in [*(e.response for e in self._exchanges if e.response is not None), *self._draining]:
             self._shut(response)
-        await self._session.close()
-        if self._spare is not None:
-            await self._spare.close()
 
 
 class SessionPool:
@@ -207,6 +218,7 @@ class SessionPool:
 
     async def __aenter__(self) -> Self:
         await self.aclose()  # what a close that was cancelled has left
+        self._resolver = ThreadResolver()
         proxies = [await self._find_proxy(endpoint.url) for endpoint in self._endpoints]
         for endpoint, proxy in zip(self._endpoints, proxies, strict=True):  # in one step: all of them or none
             self._sessions[endpoint] = self._open(endpoint, proxy)
@@ -217,7 +229,7 @@ class SessionPool:
             return self._proxy
         # Not by aiohttp's own trust_env: a password in ~/.netrc would then stand in the way of the key. In a thread, as
         # some systems look names up to answer.
-        return await asyncio.to_thread(_environment_proxy, url)
+        return await in_thread(partial(_environment_proxy, url))
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
@@ -227,9 +239,13 @@ class SessionPool:
 
         Idempotent; one that was cancelled can be called again.
         """
-        for endpoint, session in list(self._sessions.items()):
+        sessions = list(self._sessions.items())
+        for _, session in sessions:  # in one step: nothing goes on at one while another is being closed
+            session.shut()
+        for endpoint, session in sessions:
             await session.aclose()
-            self._sessions.pop(endpoint, None)
+            if self._sessions.get(endpoint) is session:  # not one that was opened meanwhile
+                del self._sessions[endpoint]
 
     def _open(self, endpoint: Endpoint, proxy: str | None) -> EndpointSession:
         # Not the key: wherever else a session might be made to go, the key goes to this endpoint only.
@@ -240,6 +256,7 @@ class SessionPool:
                 limit=0,  # the gate bounds concurrency; a second bound here could only deadlock with it
                 ssl=self._ssl,
                 force_close=force_close,
+                resolver=self._resolver,
                 ttl_dns_cache=60,  # seconds: a batch must not look the name up for each connection
                 socket_factory=self._make_socket,
             )
@@ -254,7 +271,7 @@ class SessionPool:
                 raise_for_status=False,
             )
 
-        return EndpointSession(endpoint, make_session)
+        return EndpointSession(endpoint, make_session, proxied=proxy is not None)
 
     def _make_socket(self, address: tuple[Any, ...]) -> socket.socket:
         family, kind, protocol, _, _ = address
@@ -319,14 +336,19 @@ class SessionPool:
             failure,
             session.host,
             stale=session.is_stale(exchange),
+            tunnel=session.proxied and not exchange.sent,
             connect_timeout=self._connect_timeout,
         )
 
 
 def _user_agent() -> str:
-    from importlib.metadata import version  # deferred: it would be a tenth of the package's import time
+    # Deferred: it would be a tenth of the package's import time.
+    from importlib.metadata import PackageNotFoundError, version
 
-    return f"piapi-async/{version('piapi-async')}"
+    try:
+        return f"piapi-async/{version('piapi-async')}"
+    except PackageNotFoundError:  # as in a frozen program, or a tree that was not installed
+        return "piapi-async"
 
 
 def _environment_proxy(url: str) -> str | None:

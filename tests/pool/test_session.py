@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import errno
+import importlib.metadata
 import os
 import resource
 import socket
@@ -19,11 +20,11 @@ import anyio
 import pytest
 import trustme
 
-from piapi_async import APIConnectionError, APITimeoutError, Client
+from piapi_async import APIConnectionError, APITimeoutError, Client, Retry
 from piapi_async.policy import Deadline
 from piapi_async.pool import SessionPool, Transport
 from piapi_async.provider import Endpoint
-from piapi_async.testing import RawServer, ReadRequest, Repeat, Send, Wait, http_response
+from piapi_async.testing import Close, RawServer, ReadRequest, Repeat, Send, Step, Wait, http_response
 from piapi_async.wire import Body
 from tests.leaks import KEY, PROMPT, assert_tight
 from tests.pool.sending import ask, endpoint, send
@@ -235,6 +236,38 @@ async def test_a_proxy_that_refuses(scheme: str) -> None:
                     await send(pool, target)
             assert caught.value.kind == "proxy"
             assert "pw-canary" not in repr(caught.value)
+
+
+@pytest.mark.parametrize("answer", [[Close()], [Send(b"HTTP/1.1 200"), Close()], [Send(b"garbage\r\n\r\n"), Close()]])
+async def test_a_proxy_that_breaks_off_before_the_tunnel_is_there(answer: list[Step]) -> None:
+    """Nothing was sent to the provider, so nothing can have been billed, and nobody need ask again there."""
+    async with RawServer([Repeat([ReadRequest(), *answer])]) as server:
+        proxy = server.base_url.removesuffix("/v1")
+        async with Client(KEY, base_url="https://api.invalid/v1", model="m", proxy=proxy, retry=Retry(1)) as client:
+            with pytest.raises(APIConnectionError) as caught:
+                await client.complete(PROMPT)
+    assert server.requests[0].startswith(b"CONNECT api.invalid:443")
+    assert (caught.value.kind, caught.value.maybe_billed) == ("proxy", False)
+    assert client.ledger.unknown == 0
+
+
+async def test_a_proxy_that_breaks_off_behind_the_request() -> None:
+    async with RawServer([ReadRequest(), Close()]) as server:
+        target = endpoint("http://api.invalid/v1")
+        async with SessionPool([target], proxy=server.base_url.removesuffix("/v1")) as pool:
+            failure = await fails(pool, target)
+    assert (failure.kind, failure.maybe_billed) == ("reset", True)
+
+
+async def test_a_package_without_its_metadata(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    target = endpoint(server)
+    async with SessionPool([target]) as pool:
+        assert await ask(pool, target) == b'{"a": 1}'
+    assert b"user-agent: piapi-async\r\n" in server.requests[0].lower()
 
 
 @contextmanager
