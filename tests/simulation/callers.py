@@ -18,7 +18,7 @@ from piapi_async import (
 )
 from tests.simulation.history import Caller
 from tests.simulation.loop import Strike
-from tests.simulation.world import World, prompt_of
+from tests.simulation.world import EPSILON, World, prompt_of
 
 
 class OwnError(Exception):
@@ -35,8 +35,14 @@ async def call(world: World, name: str, caller: Caller) -> None:
     cancel = caller.cancel
     strike = Strike(cancel.at, cancel.how, lambda: world.note(f"{name} is cancelled")) if cancel else Strike(0)
     world.note(f"{name} begins: {caller.kind}")
+    began = world.loop.time()
+    if caller.kind != "map":
+        world.began[name] = began
     task = strike.start(_DOINGS[caller.kind](world, name, caller))
     await asyncio.wait([task])
+    took = world.loop.time() - began
+    if caller.deadline is not None and caller.has_no_rest and took > caller.deadline + EPSILON:
+        world.wrong(f"{name} took {took} s, and its deadline was {caller.deadline}")
     if task.cancelled():
         world.note(f"{name} was cancelled")
         if not strike.struck:
@@ -221,9 +227,12 @@ _WAYS: Mapping[str, Callable[[ChatStream, Caller], Awaitable[str | None]]] = {
 async def map_(world: World, name: str, caller: Caller) -> None:
     """Ask for many answers, and maybe leave before all are there."""
     seen: list[int] = []
-    prompts = inputs(caller, [prompt_of(f"{name}-{i}") for i in range(caller.items)])
+    prompts: list[Any] = [prompt_of(f"{name}-{i}") for i in range(caller.items)]
+    if caller.input == "keyed":
+        prompts = [(f"key of {prompt}", prompt) for prompt in prompts]
+    source = inputs(caller, prompts)
     mapped = world.client.map(
-        prompts,
+        source,
         n=caller.choices,
         max_tokens=caller.most,
         deadline=caller.deadline,
@@ -235,9 +244,14 @@ async def map_(world: World, name: str, caller: Caller) -> None:
             async for result in results:
                 seen.append(result.index)
                 _check_result(world, f"{name}-{result.index}", caller, result)
+                key = prompts[result.index][0] if caller.input == "keyed" else result.index
+                if result.key != key:
+                    world.wrong(f"{name} got the key {result.key!r} with the result of {key!r}")
                 if caller.leaves is not None and len(seen) >= caller.leaves:
                     return
     finally:
+        if getattr(source, "gi_frame", None) or getattr(source, "ag_frame", None):
+            world.wrong(f"{name} left its input open")
         if len(set(seen)) < len(seen) or (caller.ordered and seen != list(range(len(seen)))):
             world.wrong(f"{name} got the results {seen}")
     if sorted(seen) != list(range(caller.items)):
@@ -253,7 +267,7 @@ def _check_result(world: World, prompt: str, caller: Caller, result: Result) -> 
 
 def inputs(caller: Caller, items: list[Any]) -> Iterable[Any] | AsyncIterable[Any]:
     """What a caller passes for the input of many."""
-    if caller.input == "list":
+    if caller.input in ("list", "keyed"):
         return items
     return _generate_slowly(items) if caller.input == "async generator" else _generate(caller, items)
 
@@ -266,8 +280,9 @@ def _generate(caller: Caller, items: list[Any]) -> Iterator[Any]:
 
 async def _generate_slowly(items: list[Any]) -> AsyncIterator[Any]:
     for item in items:
-        await asyncio.sleep(0.01)
-        yield item
+        async with asyncio.timeout(3600):  # which wants to be left by the task that entered it
+            await asyncio.sleep(0.01)
+            yield item
 
 
 _DOINGS: Mapping[str, Callable[[World, str, Caller], Any]] = {"complete": complete, "stream": stream, "map": map_}

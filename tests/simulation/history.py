@@ -23,8 +23,8 @@ READINGS = (
 )
 """How a caller reads a stream."""
 
-INPUTS = ("list", "generator", "async generator", "raises")
-"""What a `map` or a batch gets its prompts from."""
+INPUTS = ("list", "keyed", "generator", "async generator", "raises")
+"""What a `map` gets its prompts from; a batch has a file besides, and ids instead of keys."""
 
 ENDINGS = ("killed", "cancelled", "told", "deadline", "budget", "none")
 """How a run of a batch ends."""
@@ -86,6 +86,12 @@ class Caller:
     ending: str = "none"
     at: int = 0
     retry_failed: bool = False
+
+    @property
+    def has_no_rest(self) -> bool:
+        """Whether all its time goes by inside of one call."""
+        resting = ("events", "restart", "left by another")
+        return self.kind == "complete" or (self.kind == "stream" and self.reading not in resting)
 
 
 @attrs.frozen
@@ -225,7 +231,7 @@ def _draw_batch(rng: random.Random) -> Caller:
         via_stream=rng.choice((None, True)),
         items=rng.randint(1, 8),
         width=rng.choice((1, 2, 4)),
-        input=rng.choice((*INPUTS, "file")),
+        input=rng.choice((*INPUTS[:1], *INPUTS[2:], "file")),
         ending=ending,
         at=rng.randint(1, rng.choice((10, 60, 200))) if ending in ("killed", "cancelled") else rng.randint(0, 5),
         retry_failed=rng.random() < 0.5,

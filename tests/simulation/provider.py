@@ -111,6 +111,8 @@ class Request:
     Attributes:
         provider: Which.
         number: Of all that it got, from 0.
+        key: Which of its keys was used.
+        at: When it came.
         prompt: The first word of the last message: callers give each prompt its own.
         answer: How it is answered.
         phase: 0 connecting, 1 thinking, 2 answering, 3 over.
@@ -125,6 +127,8 @@ class Request:
 
     provider: str
     number: int
+    key: str
+    at: float
     prompt: str
     answer: Answer
     stream: bool
@@ -271,7 +275,7 @@ class ScriptedProvider:
         name = endpoint.provider
         if not self.sessions or self.dead:
             raise closed(name, sent=False)
-        request = self._take(name, json.loads(body.content), fresh=fresh)
+        request = self._take(name, endpoint.secret.fingerprint, json.loads(body.content), fresh=fresh)
         answer = request.answer
         self.requests.append(request)
         self.under_way[request] = None
@@ -323,7 +327,7 @@ class ScriptedProvider:
         self._billed_before += request.billed
         self.tell("is done with", request)
 
-    def _take(self, name: str, asked: dict[str, Any], *, fresh: bool) -> Request:
+    def _take(self, name: str, key: str, asked: dict[str, Any], *, fresh: bool) -> Request:
         rng, number = self._rngs[name], self._counts[name]
         self._counts[name] += 1
         answer = draw(rng, self._faults)
@@ -338,6 +342,8 @@ class ScriptedProvider:
         request = Request(
             name,
             number,
+            key,
+            asyncio.get_running_loop().time(),
             prompt.split()[0],
             answer,
             bool(asked.get("stream")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from bisect import bisect_left
 from decimal import Decimal
 from functools import cache
 from typing import Any
@@ -25,6 +26,12 @@ from piapi_async.catalog import from_dollars
 from tests.simulation.history import Closing, History
 from tests.simulation.loop import Strike, VirtualLoop
 from tests.simulation.provider import FAULTS, MODEL, PRICES, Request, ScriptedProvider
+
+ASKED = "is asked"
+"""What a provider tells of a request as it comes."""
+
+EPSILON = 1e-6
+"""Seconds by which sums of times may be off."""
 
 MOST_WRONGS = 3
 """What is wrong with a history, that is told."""
@@ -57,6 +64,8 @@ class World:
         wrongs: What must not be.
         runs: Of a batch, so far.
         told: How many bills above their reservations were told.
+        began: When each single call began, by its prompt.
+        closed_at: When the client was closed last.
         client: The client; of a batch, the present run's.
         budget: Its budget, in US dollars.
     """
@@ -72,6 +81,8 @@ class World:
     wrongs: list[str] = attrs.field(factory=list)
     runs: int = 1
     told: int = 0
+    began: dict[str, float] = attrs.field(factory=dict)
+    closed_at: float = 0.0
 
     # -- what is seen --------------------------------------------------------------------------------------------------
 
@@ -91,8 +102,19 @@ class World:
         if self.keeps:
             self.note(f"{what} {request}; billed {request.billed}")
         self.check_money()
+        if what == ASKED:
+            self.check_may_be_asked(request)
         if self.states is not None:
             self.states.add(self.state())
+
+    def check_may_be_asked(self, request: Request) -> None:
+        """No more is asked at once than may be, and nothing for a call that began before its client was closed."""
+        key = request.provider, request.key
+        at_once = sum((each.provider, each.key) == key for each in self.provider.under_way)
+        if at_once > self.history.concurrency:
+            self.wrong(f"{at_once} requests under way at one key, and the limit is {self.history.concurrency}")
+        if self.began.get(request.prompt, self.loop.time()) < self.closed_at:
+            self.wrong(f"{request.prompt} goes on after its client was closed")
 
     def hear_log(self, record: logging.LogRecord) -> None:
         """Take a line of the log."""
@@ -143,7 +165,7 @@ class World:
         history = self.history
         backups = [_backup(name) for name in history.providers[1:]]
         client = Client(
-            [f"sk-first-{i}-1234567890" for i in range(history.keys)],
+            [f"sk-1234567890-{i:04}" for i in range(history.keys)],
             base_url="https://first.example",
             model=MODEL,
             backups=backups,
@@ -182,6 +204,7 @@ class World:
             self.wrong("sessions stay open behind aclose()")
         if self.client.statistics().queued:
             self.wrong("callers wait for a place at a client that is closed")
+        self.closed_at = self.loop.time()
         await asyncio.sleep(closing.reopens)
         await self.client.open()
         self.note("the client is opened again")
@@ -270,11 +293,24 @@ class World:
         for prompt, (billed, sent) in counts.items():
             if max(billed, sent) > (history.attempts + history.hedge) * self.runs:
                 self.wrong(f"{prompt} was sent {sent} times and billed {billed} times; attempts={history.attempts}")
+        if history.requests_per_minute is not None:
+            self._check_rate(history.requests_per_minute)
         ledger = self.client.ledger
         if ledger.overrun and not self.told:
             self.wrong(f"bills came to {ledger.overrun} above their reservations, and nobody was told")
         if from_dollars(ledger.spent + ledger.unknown) < self.provider.billed:
             self.wrong(f"{ledger!r} is below what was billed, {self.provider.billed} picodollars")
+
+    def _check_rate(self, per_minute: float) -> None:
+        """In no minute was a key asked more than it may be; what came on a dead connection was not asked."""
+        times: dict[tuple[str, str], list[float]] = {}
+        for request in self.provider.requests:
+            if request.answer.fault != "stale":
+                times.setdefault((request.provider, request.key), []).append(request.at)
+        for each in times.values():
+            most = max(bisect_left(each, at + 60 - EPSILON) - i for i, at in enumerate(each))
+            if most > per_minute:
+                self.wrong(f"a key was asked {most} times in a minute")
 
 
 STATES = {"closed": 0, "open": 1, "half-open": 2}
