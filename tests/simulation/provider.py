@@ -200,6 +200,7 @@ class ScriptedProvider:
         self.asking = 0
         self.sessions = 0
         self._billed_before = 0
+        self._is_open = False
         self.healed = self.dead = False
         self._rngs = {name: random.Random(seed * 16 + i + 1) for i, name in enumerate(providers)}
         self._counts = dict.fromkeys(providers, 0)
@@ -224,15 +225,16 @@ class ScriptedProvider:
 
     async def __aenter__(self) -> Self:
         await self.aclose()
-        self.sessions = len(self._counts)
+        self.sessions, self._is_open = len(self._counts), True
         return self
 
     async def aclose(self) -> None:
-        """Fail what is under way; closing takes a turn of the loop for each session."""
+        """Fail what is under way; closing takes a moment for each session."""
+        self._is_open = False
+        for future in self._waits:
+            if not future.done():
+                future.set_result("closed")
         while self.sessions:
-            for future in self._waits:
-                if not future.done():
-                    future.set_result("closed")
             await asyncio.sleep(0.001)
             self.sessions -= 1
 
@@ -273,7 +275,7 @@ class ScriptedProvider:
     ) -> ScriptedExchange:
         """Take a request, and answer as was drawn."""
         name = endpoint.provider
-        if not self.sessions or self.dead:
+        if not self._is_open or self.dead:
             raise closed(name, sent=False)
         request = self._take(name, endpoint.secret.fingerprint, json.loads(body.content), fresh=fresh)
         answer = request.answer
