@@ -198,6 +198,12 @@ class Checkpoint:
         if self._inflight is not None:
             self._inflight.note_run(run, amount)
 
+    def mark_settled(self, row: Row) -> None:
+        """Note that one request of this run for a row has ended, and that `note_unknown` tells of it if need be."""
+        if self._inflight is not None:
+            with self._catching_problems():
+                self._inflight.settle(row.key)
+
     def mark_unbilled(self, row: Row) -> None:
         """Note that what this run sent for a row was not billed, and that it is yet to be done."""
         if self._inflight is not None:

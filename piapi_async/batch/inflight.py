@@ -73,6 +73,7 @@ class InflightFile:
         self._entries: dict[int, Entry] = {}
         self._slots: dict[str, list[int]] = {}  # by key
         self._kept: set[int] = set()
+        self._idle: dict[str, int] = {}  # slots of rows that nothing is under way for just now
         self._fd = open_private(path, os.O_RDWR | os.O_CREAT)
         try:
             self._load(room)
@@ -160,6 +161,10 @@ class InflightFile:
     def add(self, key: str, custom_id: str, at_most: Decimal) -> None:
         """Note that a request is about to be sent."""
         entry = Entry(key, custom_id, at_most)
+        idle = self._idle.pop(key, None)
+        if idle is not None:
+            self._rewrite(idle, entry)
+            return
         slot = self._free[-1] if self._free else self._count
         self._write(slot, _slot_of(entry)[:-1])
         if self._free:
@@ -167,6 +172,15 @@ class InflightFile:
         else:
             self._count += 1
         self._hold(slot, entry)
+
+    def settle(self, key: str) -> None:
+        """Note that a request of this run has ended; the last one's slot stays for the row's name."""
+        slots = [slot for slot in self._slots.get(key, ()) if slot not in self._kept]
+        if len(slots) > 1:
+            self._clear(slots[-1])
+        elif slots:
+            self._rewrite(slots[0], attrs.evolve(self._entries[slots[0]], at_most=Decimal(0)))
+            self._idle[key] = slots[0]
 
     def finish(self, key: str) -> None:
         """Free a row's slots: it has its result."""
@@ -179,14 +193,8 @@ class InflightFile:
             self._clear(slot)
 
     def keep(self, key: str) -> None:
-        """Leave a row on record for later runs: what this run sent may have been billed, as its last note tells."""
-        slots = [slot for slot in self._slots.get(key, ()) if slot not in self._kept]
-        for slot in slots[:1]:
-            entry = self._entries[slot] = attrs.evolve(self._entries[slot], at_most=Decimal(0))
-            self._write(slot, _slot_of(entry)[:-1])
-            self._kept.add(slot)
-        for slot in slots[1:]:
-            self._clear(slot)
+        """Leave a row on record for later runs: its requests may have been billed."""
+        self._kept.update(self._slots.get(key, ()))
 
     def note_run(self, run: str, unknown: Decimal) -> None:
         """Note the unknown bills of a run that no line tells of, nor a slot of a row."""
@@ -206,8 +214,14 @@ class InflightFile:
         self._entries[slot] = entry
         self._slots.setdefault(entry.key, []).append(slot)
 
+    def _rewrite(self, slot: int, entry: Entry) -> None:
+        self._write(slot, _slot_of(entry)[:-1])
+        self._entries[slot] = entry
+
     def _clear(self, slot: int) -> None:
         key = self._entries.pop(slot).key
+        if self._idle.get(key) == slot:
+            del self._idle[key]
         self._slots[key].remove(slot)
         if not self._slots[key]:
             del self._slots[key]

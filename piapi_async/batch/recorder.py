@@ -31,7 +31,7 @@ class Flight:
         row: The row.
         began: When, on the loop's clock.
         scope: Cancels it; used only before anything was sent.
-        sent: Requests that are on record for it; 0 if none was sent.
+        sent: Whether it is on record that a request for it was sent.
         at_most: US dollars that a request for it may cost, as far as that is known.
         unknown: US dollars of this run's unknown bills that its line tells of.
     """
@@ -39,7 +39,7 @@ class Flight:
     row: Row
     began: float
     scope: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
-    sent: int = 0
+    sent: bool = False
     at_most: Decimal = Decimal(0)
     unknown: Decimal = Decimal(0)
 
@@ -56,7 +56,6 @@ class Recorder:
         status: The counts and sums.
         stop_after: Failures of one kind in a row that stop the run; None for no limit.
         stop: Stops the run.
-        at_once: Requests that may be under way at once for one row: 2 where slow ones are hedged.
     """
 
     def __init__(
@@ -67,14 +66,12 @@ class Recorder:
         *,
         stop_after: int | None,
         stop: Callable[[Stop, PiAPIError | None], None],
-        at_once: int = 1,
     ) -> None:
         self._checkpoint = checkpoint
         self._ledger = ledger
         self._status = status
         self._stop_after = stop_after
         self._stop = stop
-        self._at_once = at_once
         self._held: list[tuple[Flight, APIError, bytes]] = []
         self._carried = Decimal(0), Decimal(0)
 
@@ -101,15 +98,15 @@ class Recorder:
     # -- a row -------------------------------------------------------------------------------------------------------
 
     def sent(self, flight: Flight) -> None:
-        """Note that a request is about to be sent.
+        """Note that a request is about to be sent."""
+        self._checkpoint.mark_sent(flight.row, flight.at_most)
+        flight.sent = True
+        self._stop_if_full()
 
-        Its row's earlier ones have ended, unless they are hedged: the books know which of them may have been billed.
-        """
-        if flight.sent:
-            self._checkpoint.note_unknown(self._unknown_here())
-        if flight.sent < self._at_once:
-            self._checkpoint.mark_sent(flight.row, flight.at_most)
-            flight.sent += 1
+    def settled(self, flight: Flight) -> None:
+        """Note that a request has ended without an answer: from here on a sum of the run tells what it may cost."""
+        self._checkpoint.note_unknown(self._unknown_here())
+        self._checkpoint.mark_settled(flight.row)
         self._stop_if_full()
 
     def answered(self, flight: Flight, completion: ChatCompletion) -> None:
@@ -145,11 +142,10 @@ class Recorder:
 
     def _leave(self, flight: Flight, *, maybe_billed: bool) -> None:
         if flight.sent:
-            self._checkpoint.note_unknown(self._unknown_here())
             if maybe_billed:
                 self._checkpoint.keep_sent(flight.row)
             self._checkpoint.mark_unbilled(flight.row)
-            flight.sent = 0
+            flight.sent = False
             self._stop_if_full()
 
     def record_held(self) -> None:
@@ -164,7 +160,7 @@ class Recorder:
 
     def _save(self, flight: Flight, line: bytes) -> None:
         self._checkpoint.save(line, flight.row.key, flight.unknown)
-        flight.sent = 0
+        flight.sent = False
         self._stop_if_full()
 
     def _stop_if_full(self) -> None:

@@ -148,7 +148,6 @@ class _Run:
             self.status,
             stop_after=stop_after,
             stop=self._stop,
-            at_once=2 if client.retry.hedge else 1,
         )
         self._flights: set[Flight] = set()
         self._began = time.monotonic()
@@ -294,6 +293,7 @@ class _Run:
                 via_stream=True if self._stream or flight.row.fields.get("stream") else None,
                 wait_for_room=True,
                 on_send=partial(self._recorder.sent, flight),
+                on_settled=partial(self._recorder.settled, flight),
             )
         except (PiAPIError, TypeError) as error:
             return error

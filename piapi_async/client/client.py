@@ -92,7 +92,6 @@ class Client:
         model: The model of calls that name none.
         base_url: Where PiAPI is asked.
         limits: As given.
-        retry: As given.
         ledger: What was spent, reserved and saved.
 
     Raises:
@@ -159,7 +158,6 @@ class Client:
         self.model = model
         self.base_url = primary.base_url
         self.limits = limits
-        self.retry = retry
         self._plan = plan
         self._providers = (primary, *backups)
         books = Books(read_budget(budget))
@@ -250,6 +248,7 @@ class Client:
         via_stream: bool | None = None,
         wait_for_room: bool = False,
         on_send: Callable[[], object] | None = None,
+        on_settled: Callable[[], object] | None = None,
         **params: Unpack[ChatParams],
     ) -> ChatCompletion:
         """Ask, and wait for the whole answer.
@@ -276,6 +275,7 @@ class Client:
             wait_for_room: Whether a call that does not fit into the budget waits while others under way may make room.
                 They have reserved the most that they may cost, and mostly cost less. `map` waits so.
             on_send: Called right before each request goes out, for callers who keep a journal.
+            on_settled: Called for each of them that brought no answer, as soon as `ledger` has what it may have cost.
             params: The parameters of the API, each None for not given:
 
                 - `functions`: descriptions of functions that the model may call;
@@ -311,7 +311,7 @@ class Client:
         del prompt, messages, params
         if isinstance(call, Exception):
             raise call
-        call.on_send, call.waits_for_room = on_send, wait_for_room
+        call.on_send, call.on_settled, call.waits_for_room = on_send, on_settled, wait_for_room
         if via_stream is not None:
             call.via_stream = read_via_stream(via_stream)
         return await self._dispatcher.complete(call)

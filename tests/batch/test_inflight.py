@@ -20,16 +20,15 @@ def test_what_was_in_flight(out: Path) -> None:
         put(found, line(0))
         found.mark_unbilled(row(1))
         assert found.sent == ("row-2", "row-3", "row-4")
-        found.note_unknown(Decimal("0.25"))
         found.keep_sent(row(2))
-        assert found.unknown_kept() == 0  # the note tells of it
+        assert found.unknown_kept() == Decimal("0.25")
+        assert found.unknown_kept(key_of("row-2")) == 0
     assert stat.S_IMODE(inflight(out).stat().st_mode) == 0o600
     with opened(out, room=3) as found:
         assert set(found.maybe_billed) == {"row-2", "row-3", "row-4"}
         assert found.earlier.unknown == Decimal("0.75")
-        assert found.unknown_kept() == Decimal("0.5")
-        assert found.unknown_kept(key_of("row-3")) == Decimal("0.25")
         found.mark_sent(row(3), Decimal("0.5"))
+        assert found.unknown_kept() == Decimal("0.75")
     with opened(out) as found:
         assert set(found.maybe_billed) == {"row-2", "row-3", "row-4"}  # each once
         assert found.earlier.unknown == Decimal("1.25")
@@ -43,6 +42,32 @@ def test_what_was_in_flight(out: Path) -> None:
     with opened(out) as found:
         assert (found.earlier.done, found.maybe_billed, found.earlier.unknown) == (4, (), Decimal("1.25"))
     assert not inflight(out).exists()
+
+
+def test_two_requests_at_once_for_a_row(out: Path) -> None:
+    """As where a slow one is hedged: both are on record until they have ended, and the row's name longer."""
+
+    def unknown() -> tuple[Decimal, tuple[str, ...]]:
+        copy = out.with_name("copy")
+        replace(copy, out.read_bytes())
+        replace(inflight(copy), inflight(out).read_bytes())
+        with opened(copy) as found:
+            return found.earlier.unknown, found.maybe_billed
+
+    with opened(out, room=2) as found:
+        for at_most in ("0.25", "0.25"):
+            found.mark_sent(row(0), Decimal(at_most))
+        assert unknown() == (Decimal("0.5"), ("row-0",))
+        found.mark_settled(row(0))
+        assert unknown() == (Decimal("0.25"), ("row-0",))
+        found.mark_settled(row(0))
+        assert unknown() == (NOTHING, ("row-0",))
+        found.mark_sent(row(0), Decimal("0.5"))
+        assert unknown() == (Decimal("0.5"), ("row-0",))
+        found.mark_settled(row(0))
+        found.mark_unbilled(row(0))
+        found.mark_settled(row(0))  # of which nothing is on record
+        assert unknown() == (NOTHING, ())
 
 
 def test_unknown_bills_of_a_run_are_noted_until_a_line_tells_of_them(out: Path) -> None:

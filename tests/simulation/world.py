@@ -27,8 +27,8 @@ from tests.simulation.history import Closing, History
 from tests.simulation.loop import Strike, VirtualLoop
 from tests.simulation.provider import FAULTS, MODEL, PRICES, Request, ScriptedProvider
 
-ASKED = "is asked"
-"""What a provider tells of a request as it comes."""
+GOT_IT = "got it"
+"""What a provider tells of a request that went out: a turn of the loop after it was asked for, in which others end."""
 
 EPSILON = 1e-6
 """Seconds by which sums of times may be off."""
@@ -102,7 +102,7 @@ class World:
         if self.keeps:
             self.note(f"{what} {request}; billed {request.billed}")
         self.check_money()
-        if what == ASKED:
+        if what == GOT_IT:
             self.check_may_be_asked(request)
         if self.states is not None:
             self.states.add(self.state())
