@@ -79,7 +79,7 @@ class AttemptInFlight:
         self._probe = False  # whether the breaker waits to be told how it ended
         self._proved = False  # whether a probe's first event has told the breaker already
         self._sent = False
-        self._told_of = 0  # requests that `on_send` was called for
+        self._told_of = False  # whether `on_send` was called for a request that is under way
         self._exchange: Exchange | None = None
         self._status: int | None = None
         self._request_id: str | None = None
@@ -333,7 +333,7 @@ class AttemptInFlight:
         while exchange is None:
             if call.on_send is not None:
                 call.on_send()
-                self._told_of += 1
+                self._told_of = True
             call.sent += 1
             headers = request_headers(call.idempotency_key, call.sent, stream=self.by_stream)
             try:
@@ -348,6 +348,7 @@ class AttemptInFlight:
                 self._began = now
                 self._sent = False  # nobody has read it
                 call.resent = call.fresh = True
+                self._tell_of_end()
         self._sent = True
         self._exchange = exchange
         self._status = exchange.status
@@ -480,9 +481,13 @@ class AttemptInFlight:
             self._compare(billing.keep(account, self._reserved, call.request, call.model, provider, self._came))
         else:
             self._release()
-        if self.call.on_settled is not None:
-            for _ in range(self._told_of):
-                self.call.on_settled()
+        self._tell_of_end()
+
+    def _tell_of_end(self) -> None:
+        """Tell who keeps a journal that a request has ended without an answer, and is on the books if need be."""
+        if self._told_of and self.call.on_settled is not None:
+            self.call.on_settled()
+        self._told_of = False
 
     def _compare(self, bill: int | None) -> None:
         """Tell of a bill that is above its reservation, and reserve more for the model from now on."""

@@ -181,7 +181,7 @@ def draw(seed: int) -> History:
         keys=rng.choice((1, 1, 2)),
         hedge=backups > 0 and rng.random() < 0.5,
         concurrency=rng.choice((1, 1, 2, 3, 256)),
-        requests_per_minute=rng.choice((None, None, None, 30, 300)),
+        requests_per_minute=rng.choice((None, None, None, 6, 60)),
         tokens_per_minute=rng.choice((None, None, None, 3000)),
         budget=rng.choice((None, 1.5, 2.5, 5, 20, 50)),
         threshold=rng.choice((1, 2, 5)),
@@ -189,12 +189,12 @@ def draw(seed: int) -> History:
         stream_usage=rng.random() < 0.3,
         faults=rng.choice((0.0, 0.15, 0.3, 0.6, 0.9)),
         callers=tuple(callers),
-        closings=() if batch or rng.random() < 0.8 else (_draw_closing(rng),),
+        closings=() if batch or rng.random() < 0.7 else (_draw_closing(rng),),
     )
 
 
 def _draw_closing(rng: random.Random) -> Closing:
-    return Closing(rng.choice((0.0, 0.05, 0.5, 3.0)), rng.choice((0, 0, 1, 2)), rng.choice((0.0, 0.2, 5.0)))
+    return Closing(rng.choice((0.0, 0.05, 0.5, 0.8, 3.0)), rng.choice((0, 0, 1, 2)), rng.choice((0.0, 0.2, 5.0)))
 
 
 def _draw_cancel(rng: random.Random, share: float, most: int) -> Cancel | None:

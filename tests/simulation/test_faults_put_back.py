@@ -6,7 +6,8 @@ Each fault is one that the code had, or that a change could bring; it is put whe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count, islice
 from typing import Any, TypeAlias
 
 import attrs
@@ -27,6 +28,7 @@ from piapi_async.ledger import Books
 from piapi_async.route import Router
 from piapi_async.stream import ChatStream
 from piapi_async.wire import AnswerBuilder
+from tests.simulation.history import draw
 from tests.simulation.search import search
 
 SEEDS = 1500
@@ -35,11 +37,22 @@ SEEDS = 1500
 Patch: TypeAlias = pytest.MonkeyPatch
 
 FAULTS: dict[str, Callable[[Patch], None]] = {}
+FAULTS_OF_BATCHES: dict[str, Callable[[Patch], None]] = {}
 
 
 def fault(put_back: Callable[[Patch], None]) -> Callable[[Patch], None]:
     FAULTS[put_back.__name__] = put_back
     return put_back
+
+
+def fault_of_batches(put_back: Callable[[Patch], None]) -> Callable[[Patch], None]:
+    FAULTS_OF_BATCHES[put_back.__name__] = put_back
+    return put_back
+
+
+def batches() -> Iterator[int]:
+    """The seeds whose histories are batches: one in twelve."""
+    return (seed for seed in count() if draw(seed).callers[0].kind == "batch")
 
 
 # -- places and probes -------------------------------------------------------------------------------------------------
@@ -109,6 +122,25 @@ def the_timer_of_a_wait_at_the_gate_is_left(patch: Patch) -> None:
 @fault
 def closing_does_not_send_the_waiting_away(patch: Patch) -> None:
     patch.setattr(Gate, "close", lambda self: None)
+
+
+@fault
+def a_gate_lets_one_more_pass_than_it_may(patch: Patch) -> None:
+    opens_at = Gate.opens_at
+
+    def one_more(self: Gate, tokens: float, now: float) -> float:
+        self.in_flight -= 1
+        try:
+            return opens_at(self, tokens, now)
+        finally:
+            self.in_flight += 1
+
+    patch.setattr(Gate, "opens_at", one_more)
+
+
+@fault
+def the_requests_of_a_minute_have_no_bound(patch: Patch) -> None:
+    patch.setattr("piapi_async.gate._Bucket.opens_at", lambda self, amount, now: now)
 
 
 # -- money -------------------------------------------------------------------------------------------------------------
@@ -246,6 +278,17 @@ def who_leaves_does_not_stop_the_other_reader(patch: Patch) -> None:
     patch.setattr(ChatStream, "__aexit__", leave)
 
 
+@fault
+def the_first_tokens_of_a_hedged_stream_are_lost(patch: Patch) -> None:
+    open_stream = HedgedAttempt.open_stream
+
+    async def lose(self: HedgedAttempt) -> Any:
+        await open_stream(self)
+        return []
+
+    patch.setattr(HedgedAttempt, "open_stream", lose)
+
+
 # -- many --------------------------------------------------------------------------------------------------------------
 
 
@@ -275,45 +318,19 @@ def a_map_that_is_ordered_is_not(patch: Patch) -> None:
     )
 
 
-# -- batches -----------------------------------------------------------------------------------------------------------
+@fault
+def a_map_leaves_its_input_open(patch: Patch) -> None:
+    async def leave(generator: Any) -> None: ...
+
+    patch.setattr("piapi_async.fanout.close_generator", leave)
 
 
 @fault
-def a_row_is_recorded_twice(patch: Patch) -> None:
-    answered = Recorder.answered
-
-    def twice(self: Recorder, flight: Any, completion: Any) -> None:
-        answered(self, flight, completion)
-        if flight.row.custom_id == "r1":
-            answered(self, flight, completion)
-
-    patch.setattr(Recorder, "answered", twice)
+def a_map_gives_a_result_the_key_of_another(patch: Patch) -> None:
+    patch.setattr(Results, "_put", lambda self, result: self._ready.append(attrs.evolve(result, key=0)))
 
 
-@fault
-def a_row_is_lost(patch: Patch) -> None:
-    ask = _Run._ask
-
-    async def lose(self: Any, index: int, row: Any) -> Any:
-        return None if row.custom_id == "r2" else await ask(self, index, row)
-
-    patch.setattr(_Run, "_ask", lose)
-
-
-@fault
-def only_the_first_request_of_a_row_is_on_record(patch: Patch) -> None:
-    add = InflightFile.add
-
-    def first(self: InflightFile, key: str, *others: Any) -> None:
-        if not self._slots.get(key):
-            add(self, key, *others)
-
-    patch.setattr(InflightFile, "add", first)
-
-
-@fault
-def no_request_is_on_record_before_it_goes_out(patch: Patch) -> None:
-    patch.setattr(Recorder, "sent", lambda self, flight: None)
+# -- closing -----------------------------------------------------------------------------------------------------------
 
 
 @fault
@@ -327,7 +344,64 @@ def a_closing_that_was_cancelled_is_taken_for_done(patch: Patch) -> None:
     patch.setattr(Client, "aclose", once)
 
 
+@fault
+def a_call_goes_on_at_a_client_that_was_closed_meanwhile(patch: Patch) -> None:
+    patch.setattr(AttemptInFlight, "_check_open", lambda self, route, began: None)
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+@fault_of_batches
+def a_row_is_recorded_twice(patch: Patch) -> None:
+    answered = Recorder.answered
+
+    def twice(self: Recorder, flight: Any, completion: Any) -> None:
+        answered(self, flight, completion)
+        if flight.row.custom_id == "r1":
+            answered(self, flight, completion)
+
+    patch.setattr(Recorder, "answered", twice)
+
+
+@fault_of_batches
+def a_row_is_lost(patch: Patch) -> None:
+    ask = _Run._ask
+
+    async def lose(self: Any, index: int, row: Any) -> Any:
+        return None if row.custom_id == "r2" else await ask(self, index, row)
+
+    patch.setattr(_Run, "_ask", lose)
+
+
+@fault_of_batches
+def only_the_first_request_of_a_row_is_on_record(patch: Patch) -> None:
+    add = InflightFile.add
+
+    def first(self: InflightFile, key: str, *others: Any) -> None:
+        if not self._slots.get(key):
+            add(self, key, *others)
+
+    patch.setattr(InflightFile, "add", first)
+
+
+@fault_of_batches
+def no_request_is_on_record_before_it_goes_out(patch: Patch) -> None:
+    patch.setattr(Recorder, "sent", lambda self, flight: None)
+
+
+@fault_of_batches
+def a_request_stays_on_record_when_it_has_ended(patch: Patch) -> None:
+    patch.setattr(InflightFile, "settle", lambda self, key: None)
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_seed_finds_that(name: str, monkeypatch: Patch) -> None:
     FAULTS[name](monkeypatch)
     assert search(range(SEEDS), short=False) is not None
+
+
+@pytest.mark.parametrize("name", FAULTS_OF_BATCHES)
+def test_a_seed_of_a_batch_finds_that(name: str, monkeypatch: Patch) -> None:
+    FAULTS_OF_BATCHES[name](monkeypatch)
+    assert search(islice(batches(), SEEDS), short=False) is not None
