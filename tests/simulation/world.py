@@ -302,10 +302,10 @@ class World:
             self.wrong(f"{ledger!r} is below what was billed, {self.provider.billed} picodollars")
 
     def _check_rate(self, per_minute: float) -> None:
-        """In no minute was a key asked more than it may be; what came on a dead connection was not asked."""
+        """In no minute was a key asked more than it may be; what is sent again after a dead connection counts once."""
         times: dict[tuple[str, str], list[float]] = {}
         for request in self.provider.requests:
-            if request.answer.fault != "stale":
+            if not request.fresh:
                 times.setdefault((request.provider, request.key), []).append(request.at)
         for each in times.values():
             most = max(bisect_left(each, at + 60 - EPSILON) - i for i, at in enumerate(each))
