@@ -188,7 +188,7 @@ class World:
                     starts.extend([0.02] * 20)
         return client
 
-    # -- the client ----------------------------------------------------------------------------------------------------
+    # -- its ends ------------------------------------------------------------------------------------------------------
 
     async def close(self, closing: Closing) -> None:
         """Close the client, maybe in two goes, and open it again."""
