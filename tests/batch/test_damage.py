@@ -121,13 +121,16 @@ CHANGED: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
 async def test_results_changed_during_the_run(server: LocalServer, out: Path, change: Callable[[Path], object]) -> None:
+    saved: list[int] = []
+
     def progress(status: BatchStatus) -> None:
-        if status.done == 5:
+        if status.done >= 5 and not saved:
+            saved.append(status.done)
             change(out)
 
     with pytest.raises(BatchError, match="another program replaced, cut or wrote it during the run") as caught:
         await run(server, prompts(40), out, concurrency=2, progress=progress)
-    assert 1 <= len(caught.value.unsaved) == len(server.requests) - 5 <= 2
+    assert 1 <= len(caught.value.unsaved) == len(server.requests) - saved[0] <= 2
 
 
 async def test_the_lock_does_not_live_on_in_a_forked_child(out: Path) -> None:
