@@ -33,6 +33,7 @@ class Flight:
         scope: Cancels it; used only before anything was sent.
         asking: Whether the client has it; False while it waits for a part of the budget.
         sent: Requests that are on record for it; 0 if none was sent.
+        recorded: Whether it has its line.
         at_most: US dollars that a request for it may cost, as far as that is known.
         unknown: US dollars of this run's unknown bills that its line tells of.
     """
@@ -42,6 +43,7 @@ class Flight:
     scope: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
     asking: bool = False
     sent: int = 0
+    recorded: bool = False
     at_most: Decimal = Decimal(0)
     unknown: Decimal = Decimal(0)
 
@@ -112,7 +114,7 @@ class Recorder:
         if flight.sent < self._at_once:
             self._checkpoint.mark_sent(flight.row, flight.at_most)
             flight.sent += 1
-        self._stop_if_full()
+        self.stop_if_full()
 
     def answered(self, flight: Flight, completion: ChatCompletion) -> None:
         """Record an answer."""
@@ -145,7 +147,7 @@ class Recorder:
             self._checkpoint.note_unknown(self._unknown_here())
             self._checkpoint.mark_unbilled(flight.row)
             flight.sent = 0
-            self._stop_if_full()
+            self.stop_if_full()
 
     def record_held(self) -> None:
         """Record the failures that were held back: the rows were at fault."""
@@ -159,10 +161,11 @@ class Recorder:
 
     def _save(self, flight: Flight, line: bytes) -> None:
         self._checkpoint.save(line, flight.row.key, flight.unknown)
-        flight.sent = 0
-        self._stop_if_full()
+        flight.sent, flight.recorded = 0, True
+        self.stop_if_full()
 
-    def _stop_if_full(self) -> None:
+    def stop_if_full(self) -> None:
+        """Stop the run if something can't be written."""
         if self._checkpoint.is_full:
             self._stop("disk", None)
 

@@ -79,7 +79,9 @@ class RowReader:
         where = f"{source}, line {number}"
         if len(line) >= MAX_LINE:
             raise BatchError(f"{where}: it is longer than {MAX_LINE:,} bytes; is it a file of requests?")
-        content = line.removeprefix(_BYTE_ORDER_MARK).strip()
+        content = line.strip()
+        while content.startswith(_BYTE_ORDER_MARK):  # files that were joined have several
+            content = content.removeprefix(_BYTE_ORDER_MARK).strip()
         if not content:
             return None
         if self._is_text is None:  # the first line tells for all

@@ -20,6 +20,7 @@ from piapi_async.billing import Billing, Quote
 from piapi_async.catalog import ModelInfo, allows
 from piapi_async.client.options import (
     check_types,
+    fit_open_files,
     make_request,
     one_prompt,
     read_api_key,
@@ -403,6 +404,8 @@ class Client:
             return Result(index, call.request, completion, error, self._dispatcher.clock() - call.began)
 
         width = concurrency if concurrency is not None else self.limits.concurrency
+        if isinstance(width, int) and width > 0:  # `Results` refuses anything else
+            width = fit_open_files(width)
         return Results(prompts, ask, concurrency=width, ordered=ordered)
 
     def quote(

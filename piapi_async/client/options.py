@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl as ssl_module
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,9 @@ from piapi_async.provider import Provider, check_base_url, check_proxy, read_key
 
 BASE_URL = "https://api.piapi.ai/v1"
 """Where PiAPI answers, by its page."""
+
+FILES_LEFT = 64
+"""Open files that are left to the rest of the process (ours)."""
 
 
 def one_prompt(prompt: Prompt | None, messages: Prompt | None) -> Prompt:
@@ -121,6 +125,26 @@ def read_proxy(proxy: str | None) -> Secret | ConfigurationError | None:
         return None if proxy is None else Secret(check_proxy(proxy))
     except ConfigurationError as error:
         return error.with_traceback(None)
+
+
+def fit_open_files(concurrency: int) -> int:
+    """Return how many requests may be under way at once, where each takes one of the files that a process may open."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return concurrency
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY or concurrency + FILES_LEFT <= limit:
+        return concurrency
+    fitting = max(1, limit - FILES_LEFT)
+    logging.getLogger("piapi_async").warning(
+        "this process may open no more than %d files, so %d requests go out at once instead of %d; raise the limit "
+        "with `ulimit -n`, or lower the concurrency",
+        limit,
+        fitting,
+        concurrency,
+    )
+    return fitting
 
 
 def _is_list_of_providers(value: object) -> bool:
