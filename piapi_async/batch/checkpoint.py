@@ -46,12 +46,14 @@ class Checkpoint:
         self, output: str | os.PathLike[str], *, retry_failed: bool = False, room: int = 1, read_only: bool = False
     ) -> None:
         path = Path(output)
+        self._unsaved: list[tuple[bytes, str, Decimal]] = []
+        self._problem: OSError | None = None
         try:
             with ExitStack() as files:
                 self._ids = Ids()
                 files.callback(self._ids.close)
                 self._output = Output(path, read_only=read_only)
-                files.callback(self._output.close)
+                files.callback(self._close_output)
                 self._inflight: InflightFile | None = None
                 if self._output.is_regular and not read_only:
                     self._inflight = InflightFile(path.with_name(f"{path.name}.inflight"), room)
@@ -66,8 +68,6 @@ class Checkpoint:
             # Unknown bills of this run, those of earlier ones included that no line tells of:
             self._told = Decimal(0)  # by its lines
             self._noted = Decimal(0)  # by its slot
-            self._unsaved: list[tuple[bytes, str, Decimal]] = []
-            self._problem: OSError | None = None
             return
         raise problem
 
@@ -243,6 +243,17 @@ class Checkpoint:
                 if self._told >= self._noted > 0:
                     self._inflight.forget_runs()
                     self._noted = Decimal(0)
+
+    async def written(self) -> None:
+        """Wait until the reader of a pipe has taken what was saved."""
+        with self._catching_problems():
+            await self._output.written()
+
+    def _close_output(self) -> None:
+        lost = self._output.close()
+        if lost:
+            self._problem = self._problem or TimeoutError()
+            self._unsaved = [*((line, "", Decimal(0)) for line in lost), *self._unsaved]
 
     @contextmanager
     def _catching_problems(self) -> Generator[None]:

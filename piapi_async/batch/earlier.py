@@ -154,8 +154,16 @@ class EarlierReader:
 
     def _read_lines(self, file: BinaryIO) -> Iterator[None]:
         while lines := list(islice(file, LINES_A_TURN)):
-            self._read_some(lines)
+            try:
+                self._read_some(lines)
+            except BatchError as error:
+                problem = error.with_traceback(None)
+                break
             yield
+        else:
+            return
+        del lines  # a traceback that shows locals must not show answers
+        raise problem
 
     def _read_some(self, lines: Sequence[bytes]) -> None:
         done: list[tuple[str, str]] = []

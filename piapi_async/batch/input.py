@@ -6,6 +6,7 @@ import asyncio
 import os
 import stat
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -52,10 +53,13 @@ class FileInput:
             if not number % LINES_A_TURN:
                 await anyio.lowlevel.checkpoint()
             self.position = (number, offset)
-            row = self._reader.read_line(self._name, number, line)
+            row, size = self._reader.read_line(self._name, number, line), len(line)
+            del line
+            if isinstance(row, BatchError):
+                raise row
             if row is not None:
                 yield row
-            number, offset = number + 1, offset + len(line)
+            number, offset = number + 1, offset + size
         self.position = (number, offset)
 
 
@@ -75,9 +79,14 @@ class PipeInput:
             while not ended:
                 data = await _in_thread(name, partial(os.read, fd, READ))
                 ended = not data
-                for line in lines.feed(data):
+                found = deque(lines.feed(data))
+                del data
+                while found:
                     number += 1
-                    row = self._reader.read_line(_shown(name), number, line)
+                    row = self._reader.read_line(_shown(name), number, found.popleft())
+                    if isinstance(row, BatchError):
+                        found.clear()
+                        raise row
                     if row is not None:
                         yield row
         finally:
@@ -143,13 +152,23 @@ class ItemInput:
             if isinstance(self._items, AsyncIterable):
                 async for item in self._items:
                     number += 1
-                    yield self._reader.read_item(number, item)
+                    row = self._reader.read_item(number, item)
+                    del item
+                    yield _row(row)
             else:
                 for item in self._items:
                     number += 1
-                    yield self._reader.read_item(number, item)
+                    row = self._reader.read_item(number, item)
+                    del item
+                    yield _row(row)
         finally:
             await close_generator(self._items)
+
+
+def _row(row: Row | BatchError) -> Row:
+    if isinstance(row, BatchError):
+        raise row
+    return row
 
 
 Input: TypeAlias = "FileInput | PipeInput | ItemInput"

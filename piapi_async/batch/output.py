@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from piapi_async.batch.pipe import PipeWriter
 from piapi_async.errors import BatchError
 
 __all__ = ["FileChangedError", "Output", "explain", "open_private"]
@@ -53,6 +54,7 @@ class Output:
         else:
             self._fd = os.dup(1) if path == _STANDARD_OUTPUT else _lock(path)
         self.is_regular = path != _STANDARD_OUTPUT and stat.S_ISREG(os.fstat(self._fd).st_mode)
+        self._pipe = None if self.is_regular or read_only or not _may_stall(self._fd) else PipeWriter(self._fd)
         if self.is_regular and not read_only:
             _locked.add(self)
             _path_repaired(path).unlink(missing_ok=True)  # of a repair that was killed
@@ -69,6 +71,9 @@ class Output:
             FileChangedError: The file is not what this run left.
             OSError: There is no room for it.
         """
+        if self._pipe is not None:
+            self._pipe.put(line)
+            return
         if self.is_regular:
             self._check_unchanged()
         try:
@@ -80,6 +85,15 @@ class Output:
                 os.ftruncate(self._fd, self.size)
             raise
         self.size += len(line)
+
+    async def written(self) -> None:
+        """Wait until a reader has taken what was appended; a file needs none.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        if self._pipe is not None:
+            await self._pipe.written()
 
     def _check_unchanged(self) -> None:
         """Look whether the path still leads to this file, and whether it is as long as this run left it."""
@@ -141,10 +155,13 @@ class Output:
         os.dup2(nowhere, self._fd, inheritable=False)
         os.close(nowhere)
 
-    def close(self) -> None:
-        """Close the file, which gives the lock back."""
+    def close(self) -> list[bytes]:
+        """Close the file, which gives the lock back, and return what a reader has not taken."""
         _locked.discard(self)
+        if self._pipe is not None:
+            return self._pipe.close()
         os.close(self._fd)
+        return []
 
 
 _locked: weakref.WeakSet[Output] = weakref.WeakSet()
@@ -163,6 +180,12 @@ os.register_at_fork(after_in_child=_let_go)
 def _write_all(fd: int, content: bytes) -> None:
     while content:
         content = content[os.write(fd, content) :]
+
+
+def _may_stall(fd: int) -> bool:
+    """Whether a write waits for a reader."""
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd)
 
 
 def _look(path: Path) -> int:
@@ -247,6 +270,8 @@ _ADVICE: Mapping[type[OSError], str] = {
         "another program replaced, cut or wrote it during the run, so nothing more was sent; let no other program "
         "touch it, and run the batch again"
     ),
+    BrokenPipeError: "its reader is gone; keep it running, or name a file",
+    TimeoutError: "its reader does not read; keep it running, or name a file",
     FileNotFoundError: "its directory does not exist; make it first",
     IsADirectoryError: "it is a directory; name a file",
 }
@@ -257,4 +282,5 @@ def explain(path: Path, error: OSError) -> BatchError:
     advice = _ADVICE.get(type(error))
     if path.is_symlink():
         advice = "it is a symbolic link, and none is followed; name the file itself"
-    return BatchError(f"{path}: {advice or f'it can not be written: {error.strerror}; choose another place'}")
+    name = "standard output" if path == _STANDARD_OUTPUT else path
+    return BatchError(f"{name}: {advice or f'it can not be written: {error.strerror}; choose another place'}")

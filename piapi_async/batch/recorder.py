@@ -32,6 +32,7 @@ class Flight:
         began: When, on the loop's clock.
         scope: Cancels it; used only before anything was sent.
         sent: Whether it is on record that a request for it was sent.
+        recorded: Whether it has its line.
         at_most: US dollars that a request for it may cost, as far as that is known.
         unknown: US dollars of this run's unknown bills that its line tells of.
     """
@@ -40,6 +41,7 @@ class Flight:
     began: float
     scope: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
     sent: bool = False
+    recorded: bool = False
     at_most: Decimal = Decimal(0)
     unknown: Decimal = Decimal(0)
 
@@ -101,13 +103,13 @@ class Recorder:
         """Note that a request is about to be sent."""
         self._checkpoint.mark_sent(flight.row, flight.at_most)
         flight.sent = True
-        self._stop_if_full()
+        self.stop_if_full()
 
     def settled(self, flight: Flight) -> None:
         """Note that a request has ended without an answer: from here on a sum of the run tells what it may cost."""
         self._checkpoint.note_unknown(self._unknown_here())
         self._checkpoint.mark_settled(flight.row)
-        self._stop_if_full()
+        self.stop_if_full()
 
     def answered(self, flight: Flight, completion: ChatCompletion) -> None:
         """Record an answer."""
@@ -146,7 +148,7 @@ class Recorder:
                 self._checkpoint.keep_sent(flight.row)
             self._checkpoint.mark_unbilled(flight.row)
             flight.sent = False
-            self._stop_if_full()
+            self.stop_if_full()
 
     def record_held(self) -> None:
         """Record the failures that were held back: the rows were at fault."""
@@ -160,10 +162,11 @@ class Recorder:
 
     def _save(self, flight: Flight, line: bytes) -> None:
         self._checkpoint.save(line, flight.row.key, flight.unknown)
-        flight.sent = False
-        self._stop_if_full()
+        flight.sent, flight.recorded = False, True
+        self.stop_if_full()
 
-    def _stop_if_full(self) -> None:
+    def stop_if_full(self) -> None:
+        """Stop the run if something can't be written."""
         if self._checkpoint.is_full:
             self._stop("disk", None)
 

@@ -20,6 +20,7 @@ from piapi_async.batch.recorder import Flight, Recorder
 from piapi_async.batch.rows import Row, RowReader, make_request
 from piapi_async.batch.status import BatchStatus, Stop
 from piapi_async.client import Client
+from piapi_async.client.options import fit_open_files
 from piapi_async.errors import BatchError, BudgetExceededError, InvalidRequestError, PiAPIError
 from piapi_async.fanout import Result, Results
 from piapi_async.models import ChatCompletion, ChatParams, ChatRequest
@@ -84,6 +85,7 @@ async def run_batch(
     reader = RowReader(client.base_url, model or client.model, params)
     if concurrency is None:
         concurrency = client.limits.concurrency
+    concurrency = fit_open_files(concurrency)
     source_of = open_input(requests, reader, output)
     del requests, params  # a traceback that shows locals must not show prompts
     with source_of as source:
@@ -201,6 +203,8 @@ class _Run:
                 async with Results(self._pending(), self._ask, concurrency=concurrency, ordered=False) as results:
                     async for _ in results:
                         self._report()
+                self._recorder.record_held()
+                await self._written()
             except Exception as error:
                 return error
         return None
@@ -237,7 +241,7 @@ class _Run:
             self.status.stopped = why
             self.status.error = None if error is None else error.with_traceback(None)
             for flight in self._flights:
-                if not flight.sent:
+                if not flight.sent and not flight.recorded:
                     flight.scope.cancel()
 
     def _end_within(self, grace: float) -> None:
@@ -283,6 +287,12 @@ class _Run:
             self._recorder.cut_off(flight)
         else:
             self._failed(flight, outcome)
+        await self._written()
+
+    async def _written(self) -> None:
+        """Wait for the reader of a pipe, if that is where results go: its pace is the run's."""
+        await self._checkpoint.written()
+        self._recorder.stop_if_full()
 
     async def _send(self, flight: Flight, request: ChatRequest) -> ChatCompletion | PiAPIError | TypeError:
         left = self._deadline - anyio.current_time()

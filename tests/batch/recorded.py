@@ -91,9 +91,9 @@ class Recording:
                 case Write(inode, at, content):
                     if torn is not None and number == count - 1:
                         content = content[:torn]
-                    inodes[self._number(inode)][at : at + len(content)] = content
+                    inodes[inode][at : at + len(content)] = content
                 case Truncate(inode, size):
-                    del inodes[self._number(inode)][size:]
+                    del inodes[inode][size:]
                 case Rename(old, new):
                     names[new] = names.pop(old)
                 case Unlink(name):
@@ -101,9 +101,6 @@ class Recording:
                 case Sent():
                     pass
         return {name: bytes(inodes[inode]) for name, inode in names.items()}
-
-    def _number(self, inode: int) -> int:
-        return inode
 
     def crashes(self) -> Iterator[tuple[int, int | None]]:
         """Each moment of a crash: after so many events, and how much was written of the last one (None: all)."""
@@ -129,69 +126,75 @@ def _cuts(content: bytes) -> set[int]:
     return {place for place in places if 0 < place < size}
 
 
+class _Recorder:
+    """Stands in for the functions of `os`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.recording = Recording({path.name: path.read_bytes() for path in directory.iterdir()})
+        self.real = {name: getattr(os, name) for name in CALLS}
+        self._directory = directory
+        names = enumerate(self.recording.start)
+        self._inodes = {os.stat(directory / name).st_ino: -number - 1 for number, name in names}
+        self._opened: dict[int, int] = {}  # by descriptor
+        self._numbers = iter(range(1, 1_000_000))
+
+    def _note(self, event: Event) -> None:
+        self.recording.events.append(event)
+
+    def _is_here(self, path: Any) -> bool:
+        return isinstance(path, (str, Path)) and Path(path).parent == self._directory
+
+    def open(self, path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        is_new = self._is_here(path) and not os.path.lexists(path)
+        fd: int = self.real["open"](path, flags, *arguments, **options)
+        if self._is_here(path):
+            inode = os.fstat(fd).st_ino
+            if is_new:
+                self._inodes[inode] = next(self._numbers)
+                self._note(Create(Path(path).name, self._inodes[inode]))
+            self._opened[fd] = self._inodes[inode]
+        return fd
+
+    def write(self, fd: int, content: bytes) -> int:
+        at = os.fstat(fd).st_size if fd in self._opened else 0
+        written: int = self.real["write"](fd, content)
+        if fd in self._opened:
+            self._note(Write(self._opened[fd], at, bytes(content[:written])))
+        return written
+
+    def pwrite(self, fd: int, content: bytes, at: int) -> int:
+        written: int = self.real["pwrite"](fd, content, at)
+        self._note(Write(self._opened[fd], at, bytes(content[:written])))
+        return written
+
+    def ftruncate(self, fd: int, size: int) -> None:
+        self.real["ftruncate"](fd, size)
+        self._note(Truncate(self._opened[fd], size))
+
+    def unlink(self, path: Any, **options: Any) -> None:
+        self.real["unlink"](path, **options)
+        if self._is_here(path):
+            self._note(Unlink(Path(path).name))
+
+    def replace(self, old: Any, new: Any) -> None:
+        self.real["replace"](old, new)
+        self._note(Rename(Path(old).name, Path(new).name))
+
+    def close(self, fd: int) -> None:
+        self.real["close"](fd)
+        self._opened.pop(fd, None)
+
+
+CALLS = ("open", "write", "pwrite", "ftruncate", "unlink", "replace", "close")
+
+
 @contextmanager
 def recorded(directory: Path) -> Iterator[Recording]:
     """Record what is done to the files of a directory meanwhile."""
-    recording = Recording({path.name: path.read_bytes() for path in directory.iterdir()})
-    inodes = {os.stat(path).st_ino: -number - 1 for number, path in enumerate(map(directory.joinpath, recording.start))}
-    opened: dict[int, int] = {}  # by descriptor
-    real = {name: getattr(os, name) for name in ("open", "write", "pwrite", "ftruncate", "unlink", "replace", "close")}
-    numbers = iter(range(1, 1_000_000))
-    note = recording.events.append
-
-    def is_here(path: Any) -> bool:
-        return isinstance(path, (str, Path)) and Path(path).parent == directory
-
-    def open_(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
-        is_new = is_here(path) and not os.path.lexists(path)
-        fd: int = real["open"](path, flags, *arguments, **options)
-        if is_here(path):
-            inode = os.fstat(fd).st_ino
-            if is_new:
-                inodes[inode] = next(numbers)
-                note(Create(Path(path).name, inodes[inode]))
-            opened[fd] = inodes[inode]
-        return fd
-
-    def write(fd: int, content: bytes) -> int:
-        at = os.fstat(fd).st_size if fd in opened else 0
-        written: int = real["write"](fd, content)
-        if fd in opened:
-            note(Write(opened[fd], at, bytes(content[:written])))
-        return written
-
-    def pwrite(fd: int, content: bytes, at: int) -> int:
-        written: int = real["pwrite"](fd, content, at)
-        note(Write(opened[fd], at, bytes(content[:written])))
-        return written
-
-    def ftruncate(fd: int, size: int) -> None:
-        real["ftruncate"](fd, size)
-        note(Truncate(opened[fd], size))
-
-    def unlink(path: Any, **options: Any) -> None:
-        real["unlink"](path, **options)
-        if is_here(path):
-            note(Unlink(Path(path).name))
-
-    def replace(old: Any, new: Any) -> None:
-        real["replace"](old, new)
-        note(Rename(Path(old).name, Path(new).name))
-
-    def close(fd: int) -> None:
-        real["close"](fd)
-        opened.pop(fd, None)
-
+    recorder = _Recorder(directory)
+    recording = recorder.recording
     with pytest.MonkeyPatch.context() as patch:
-        for name, stand_in in (
-            ("open", open_),
-            ("write", write),
-            ("pwrite", pwrite),
-            ("ftruncate", ftruncate),
-            ("unlink", unlink),
-            ("replace", replace),
-            ("close", close),
-        ):
-            patch.setattr(os, name, stand_in)
+        for name in CALLS:
+            patch.setattr(os, name, getattr(recorder, name))
         yield recording
     assert recording.state(len(recording.events)) == {path.name: path.read_bytes() for path in directory.iterdir()}

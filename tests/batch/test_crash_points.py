@@ -154,7 +154,7 @@ async def a_fresh_run(directory: Path, world: World) -> Recording:
 
 async def a_run_that_is_stopped(directory: Path, world: World) -> Recording:
     """Ten failures of one kind in a row are three here: the rows stay pending, and their bills on record."""
-    lost = dict.fromkeys((f"row-{number}" for number in range(1, ROWS)), [refused(503), *[refused(LOST)] * 4])
+    lost = {f"row-{number}": [refused(503), *[refused(LOST)] * 4] for number in range(1, ROWS)}
     return await record(directory, world, lost, stop_after=3)
 
 
@@ -195,9 +195,13 @@ async def a_retry_of_the_last_line(directory: Path, world: World) -> Recording:
 async def line_ends_changed(directory: Path, world: World) -> Recording:
     """An editor wrote CRLF into both files."""
     before = await a_run_that_is_stopped(directory, world)
-    for path in directory.iterdir():
+    for path in files_of(directory):
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     return carry(before, await record(directory, world, TROUBLE))
+
+
+def files_of(directory: Path) -> list[Path]:
+    return list(directory.iterdir())
 
 
 def carry(before: Recording, after: Recording) -> Recording:
@@ -270,7 +274,7 @@ async def go_on(place: Path, state: State, bills: Sequence[Decimal], again: Mapp
     for each in state.get(OUT, b"").splitlines():
         dropped = again and is_failed(each + b"\n")
         assert dropped or not each.strip() or each in found or each in aside
-    assert {path.name for path in place.iterdir()} <= {OUT, f"{OUT}.set-aside"}
+    assert {path.name for path in files_of(place)} <= {OUT, f"{OUT}.set-aside"}
     last: list[Decimal] = []
     await ask(place, first=lambda status: last.append(status.spent + status.unknown))
     assert last == [status.spent + status.unknown]
