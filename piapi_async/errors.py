@@ -21,7 +21,9 @@ reason: every foreign text passes through `excerpt` before it enters a message. 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias, TypedDict, Unpack
 
 if TYPE_CHECKING:
@@ -59,6 +61,9 @@ __all__ = [
 EXCERPT_CHARACTERS = 2000
 """Most of a foreign text that an error keeps (2 kB: enough for a gateway's page title and message; ours)."""
 
+SECRET_CHARACTERS = 8
+"""A shorter key is not looked for in texts: it would be found in words (ours)."""
+
 # What vendors' keys look like: a provider that echoes another account's key must not leak it through us.
 # Patterns that are rarely used are plain strings: `re` compiles them at first use, so that the import stays fast.
 _KEY_LIKE = r"(?i)\b(sk|pk|rk)-[A-Za-z0-9_-]{6,}|(?<=Bearer )[\x21-\x7e]{6,}"
@@ -85,7 +90,7 @@ class Secret:
         return self._value
 
     def __repr__(self) -> str:
-        return f"Secret({self.fingerprint})"
+        return f"Secret({getattr(self, 'fingerprint', '…')})"  # a traceback out of __init__ may ask
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Secret) and other._value == self._value
@@ -116,12 +121,36 @@ def excerpt(text: str, secrets: Iterable[Secret] = ()) -> str:
     """
     # Keys first, the longest first, so that neither a cut nor a key that begins like another leaves half of one.
     for secret in sorted(secrets, key=lambda secret: len(secret.reveal()), reverse=True):
-        text = text.replace(secret.reveal(), "[key]")
+        if len(secret.reveal()) >= SECRET_CHARACTERS:
+            text = re.sub(_forms_of(secret), "[key]", text)
     text = re.sub(_KEY_LIKE, "[key]", text[: EXCERPT_CHARACTERS + 1024])
     line = text.strip()
     if not line.isprintable():
         line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     return line if len(line) <= EXCERPT_CHARACTERS else line[: EXCERPT_CHARACTERS - 1] + "…"
+
+
+@lru_cache(maxsize=64)
+def _forms_of(secret: Secret) -> str:
+    """Return the pattern of a key as it is, with characters escaped for JSON, a URL or HTML, and in base64."""
+    plain = "".join(map(_forms_of_character, secret.reveal()))
+    return "|".join((plain, *_forms_in_base64(secret.reveal().encode())))
+
+
+def _forms_of_character(character: str) -> str:
+    code = ord(character)
+    number = f"{code:02x}"
+    either_case = "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in number)
+    return rf"(?:\\*{re.escape(character)}|%(?:25)*{either_case}|\\+u00{either_case}|\\+x{either_case}|&#{code};)"
+
+
+def _forms_in_base64(key: bytes) -> Iterator[str]:
+    """Yield the characters that a key alone decides, wherever it begins among the bytes that are encoded."""
+    for before in range(3):
+        encoded = b64encode(bytes(before) + key).decode().rstrip("=")
+        whole = (before + len(key)) * 8 // 6  # characters without a bit of what follows
+        core = encoded[-(-before * 8 // 6) : whole]
+        yield re.escape(core).replace(r"\+", "[-+]").replace("/", "[/_]")
 
 
 class PiAPIError(Exception):

@@ -100,6 +100,13 @@ def check_base_url(base_url: object, *, allow_http: bool = False) -> str:
     return f"{parts.scheme}://{parts.netloc}{path}"
 
 
+def _checked_base_url(base_url: str, *, allow_http: bool) -> str | ConfigurationError:
+    try:
+        return check_base_url(base_url, allow_http=allow_http)
+    except ConfigurationError as error:
+        return error.with_traceback(None)
+
+
 def _split(url: str) -> tuple[SplitResult | None, str]:
     if not url.isascii() or not url.isprintable() or " " in url:
         return None, "it has a blank, a line break, or a character that is not ASCII"
@@ -231,7 +238,13 @@ class Provider:
             raise ConfigurationError("name: a provider needs one; pass a word such as 'backup'")
         if not isinstance(cast("object", self.limits), (Limits, type(None))):
             raise ConfigurationError("limits: it is no Limits; pass Limits(concurrency=…), or None for the client's")
-        object.__setattr__(self, "base_url", check_base_url(self.base_url, allow_http=self.allow_http))
+        given = self.base_url
+        object.__setattr__(self, "base_url", "")  # a traceback that shows this object must not show a password
+        url = _checked_base_url(given, allow_http=self.allow_http)
+        del given
+        if isinstance(url, ConfigurationError):
+            raise url
+        object.__setattr__(self, "base_url", url)
 
     def name_of(self, model: str) -> str:
         """Return this provider's name for the model that the caller asks for."""

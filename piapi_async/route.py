@@ -164,12 +164,14 @@ class Call:
         live: Whether the caller gets the answer as it comes, and so part of one that breaks off.
         restart: Whether a stream that breaks off after its first text begins anew.
         on_send: What the caller wants to be called right before each request.
+        on_settled: What is to be called once a request that brought no answer is on the books.
         begun: Attempts begun, without resends after a stale connection.
         sent: Requests handed to the transport, resends and hedges included.
         resent: Whether the one free resend is used up.
         fresh: Whether the next attempt needs a new connection.
         panic: Whether no provider was healthy: then each gets a first attempt, and no retries.
         interrupted: What broke a stream off after its first text, until the new one begins.
+        closings: How often its client had been closed when it began.
     """
 
     request: ChatRequest
@@ -187,12 +189,14 @@ class Call:
     live: bool = False
     restart: bool = False
     on_send: Callable[[], object] | None = None
+    on_settled: Callable[[], object] | None = None
     begun: int = 0
     sent: int = 0
     resent: bool = False
     fresh: bool = False
     panic: bool = False
     interrupted: APIError | None = None
+    closings: int = 0
 
     @property
     def untried(self) -> list[Upstream]:

@@ -33,6 +33,7 @@ def anyio_backend() -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the slow tests too")
+    parser.addoption("--histories", type=int, default=2000, help="how many histories tests/simulation runs")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
@@ -28,6 +29,7 @@ from piapi_async.cli.batch import (
     end,
     health,
     print_quotes,
+    print_summary,
     remarks,
     rescue,
     run,
@@ -354,10 +356,10 @@ def test_dollars(amount: str, said: str) -> None:
 
 
 def test_what_earlier_runs_left() -> None:
-    status = BatchStatus(before=3, torn=True, broken=1, maybe_billed=tuple("abcdefg"))
+    status = BatchStatus(before=3, torn=True, broken=1, aside="r.set-aside", maybe_billed=tuple("abcdefg"))
     assert list(remarks(status)) == [
         "3 rows are done already.",
-        "2 broken lines were removed from the results; asking those rows again.",
+        "2 broken lines were set aside in r.set-aside; asking those rows again.",
         "7 rows were in flight when an earlier run ended and may have been billed; asking again: "
         "a, b, c, d, e and 2 more",
     ]
@@ -411,3 +413,32 @@ def test_what_could_not_be_written(unsaved: tuple[bytes, ...], said: str, capsys
     assert capsys.readouterr().out == b"".join(unsaved).decode()
     assert said in screen.getvalue()
     assert ("standard output" in screen.getvalue()) is bool(unsaved)
+
+
+def test_what_a_reader_does_not_take_is_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    screen = io.StringIO()
+    line = ProgressLine(Client(KEY), Console(file=screen, width=400))
+    line.note(BatchStatus(stopped="interrupted"))
+    error = BatchError("standard output: its reader does not read")
+    error.unsaved = (b"one\n", b"two\n")
+    assert rescue(error, line, Console(file=screen, width=400), to_file=True) == 130
+    (path,) = tmp_path.iterdir()
+    assert path.read_bytes() == b"one\ntwo\n"
+    assert f"2 results are in {path} instead" in screen.getvalue()
+
+
+ESCAPE = "\x1b]0;title\x07\x9b31m"
+
+
+def test_no_escape_sequence_reaches_a_terminal() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, width=400, force_terminal=True, color_system=None, highlight=False)
+    line = ProgressLine(Client(KEY), console)
+    line.note(BatchStatus(maybe_billed=(f"id{ESCAPE}",), broken=1, aside=f"x{ESCAPE}"))
+    print_quotes([BatchQuote(f"model{ESCAPE}")], console)
+    print_summary(BatchStatus(cut=(ESCAPE,), error=BatchError(ESCAPE)), Client(KEY), console)
+    rescue(BatchError(f"error{ESCAPE}"), line, console)
+    shown = screen.getvalue()
+    assert "id\N{REPLACEMENT CHARACTER}]0;title" in shown
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown)

@@ -6,8 +6,10 @@ import copy
 import json
 import pickle
 import traceback
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote, unquote
 
 import attrs
 import cattrs
@@ -275,9 +277,47 @@ def test_no_half_of_a_key_is_left_where_the_text_is_cut(before: int, key: str) -
 
 
 def test_a_key_that_begins_another() -> None:
-    keys = [Secret("abcdef"), Secret("abcdefghij"), Secret("cdefgh")]
+    keys = [Secret("abcdefgh"), Secret("abcdefghij"), Secret("cdefghij")]
     for order in (keys, keys[::-1]):
-        assert excerpt("abcdefghij abcdef cdefgh", order) == "[key] [key] [key]"
+        assert excerpt("abcdefghij abcdefgh cdefghij", order) == "[key] [key] [key]"
+
+
+AWKWARD = "k/ey+with=odd-characters_and/more"
+ECHOED = {
+    "JSON": json.dumps({"key": AWKWARD}),
+    "JSON with slashes escaped": json.dumps({"key": AWKWARD}).replace("/", "\\/"),
+    "JSON in JSON": json.dumps(json.dumps({"key": AWKWARD}).replace("/", "\\/")),
+    "JSON by code": '{"key": "' + "".join(f"\\u{ord(c):04X}" for c in AWKWARD) + '"}',
+    "some by code": AWKWARD.replace("+", "\\u002b").replace("=", "\\u003d"),
+    "a URL": f"https://h.example/?key={quote(AWKWARD, safe='')}&x=1",
+    "a URL in lower case": quote(AWKWARD, safe="").lower(),
+    "a URL, twice": quote(quote(AWKWARD, safe=""), safe=""),
+    "hexadecimal": "".join(f"\\x{ord(c):02x}" for c in AWKWARD),
+    "HTML": "".join(f"&#{ord(c)};" for c in AWKWARD),
+    "Basic": f"Basic {b64encode(f'user:{AWKWARD}'.encode()).decode()}",
+    "Bearer": b64encode(f"Bearer {AWKWARD}".encode()).decode(),
+    "base64": b64encode(AWKWARD.encode()).decode(),
+    "base64 for a URL": urlsafe_b64encode(f"xyz{AWKWARD}/!?".encode()).decode(),
+}
+
+
+@pytest.mark.parametrize("text", ECHOED.values(), ids=ECHOED)
+def test_a_key_is_found_in_every_form(text: str) -> None:
+    shown = excerpt(text, [Secret(AWKWARD)])
+    assert "[key]" in shown
+    assert len(shown) < len(text)
+    assert "odd" not in unquote(shown)
+    for size in range(8, len(AWKWARD)):
+        assert b64encode(AWKWARD.encode()).decode()[size : size + 8] not in shown
+
+
+@pytest.mark.parametrize("key", ["a", "e.g", "abcdefg"])
+def test_a_short_key_is_not_looked_for(key: str) -> None:
+    assert excerpt("a banana, e.g. abcdefg", [Secret(key)]) == "a banana, e.g. abcdefg"
+
+
+def test_a_secret_half_made_shows_nothing_and_does_not_raise() -> None:
+    assert repr(Secret.__new__(Secret)) == "Secret(…)"
 
 
 @given(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -20,10 +20,7 @@ from piapi_async.batch.output import Output, explain
 from piapi_async.batch.rows import Row
 from piapi_async.errors import BatchError
 
-__all__ = ["NO_SLOT", "Checkpoint"]
-
-NO_SLOT = -1
-"""Stands for a slot where nothing is noted."""
+__all__ = ["Checkpoint"]
 
 
 class Checkpoint:
@@ -38,6 +35,7 @@ class Checkpoint:
         read_only: Whether to look only: nothing is written, repaired or locked, and the file need not exist.
 
     Attributes:
+        run: Names this run.
         earlier: What earlier runs left; complete after `load`.
 
     Raises:
@@ -48,12 +46,14 @@ class Checkpoint:
         self, output: str | os.PathLike[str], *, retry_failed: bool = False, room: int = 1, read_only: bool = False
     ) -> None:
         path = Path(output)
+        self._unsaved: list[tuple[bytes, str, Decimal]] = []
+        self._problem: OSError | None = None
         try:
             with ExitStack() as files:
                 self._ids = Ids()
                 files.callback(self._ids.close)
                 self._output = Output(path, read_only=read_only)
-                files.callback(self._output.close)
+                files.callback(self._close_output)
                 self._inflight: InflightFile | None = None
                 if self._output.is_regular and not read_only:
                     self._inflight = InflightFile(path.with_name(f"{path.name}.inflight"), room)
@@ -62,9 +62,12 @@ class Checkpoint:
         except OSError as error:
             problem = explain(path, error)
         else:
-            self._reader = EarlierReader(self._output, self._ids, retry_failed=retry_failed)
-            self._unsaved: list[tuple[bytes, int]] = []
-            self._problem: OSError | None = None
+            noted: Mapping[str, Decimal] = {} if self._inflight is None else self._inflight.noted
+            self._reader = EarlierReader(self._output, self._ids, noted, self._note_run, retry_failed=retry_failed)
+            self.run = os.urandom(4).hex()
+            # Unknown bills of this run, those of earlier ones included that no line tells of:
+            self._told = Decimal(0)  # by its lines
+            self._noted = Decimal(0)  # by its slot
             return
         raise problem
 
@@ -85,7 +88,7 @@ class Checkpoint:
             return
         try:
             yield from self._reader.read()
-            self._settle_kept()
+            self._settle_inflight()
         except OSError as error:
             problem = explain(self._output.path, error)
         except sqlite3.Error as error:
@@ -94,22 +97,36 @@ class Checkpoint:
             return
         raise problem
 
-    def _settle_kept(self) -> None:
-        if self._inflight is not None:
-            for key, (slot, _) in list(self._inflight.kept.items()):
-                if self._ids.request_of(key) is not None:  # the process was killed between the two writes
-                    self._inflight.remove(slot)
-            self.earlier.unknown += sum((entry.at_most for _, entry in self._inflight.kept.values()), Decimal(0))
+    def _settle_inflight(self) -> None:
+        self._noted = self.earlier.unknown - self.earlier.told
+        if self._inflight is None:
+            return
+        if self._inflight.damaged:
+            self._output.set_aside(self._inflight.damaged)
+            self._inflight.clear_damaged()
+        if not self._noted:  # lines tell of it all
+            self._inflight.forget_runs()
+        for entry in list(self._inflight.kept):
+            if self._ids.request_of(entry.key) is not None:  # the process was killed between the two writes
+                self._inflight.finish(entry.key)
+        self.earlier.unknown += self.unknown_kept()
+
+    @property
+    def aside(self) -> str | None:
+        """The file where what could not be read was put; None if there was nothing of that kind."""
+        damaged = self.earlier.torn or self.earlier.broken or (self._inflight is not None and self._inflight.damaged)
+        return str(self._output.path_aside) if damaged else None
 
     @property
     def maybe_billed(self) -> tuple[str, ...]:
         """Ids of the rows that an earlier run had sent when it ended, and that have no result yet."""
-        return () if self._inflight is None else tuple(entry.custom_id for _, entry in self._inflight.kept.values())
+        kept = () if self._inflight is None else self._inflight.kept
+        return tuple({entry.key: entry.custom_id for entry in kept}.values())
 
-    def unknown_kept(self, key: str) -> Decimal:
-        """US dollars that requests kept for other rows may have cost: no line tells of them, only their slots."""
-        kept = {} if self._inflight is None else self._inflight.kept
-        return sum((entry.at_most for other, (_, entry) in kept.items() if other != key), Decimal(0))
+    def unknown_kept(self, besides: str = "") -> Decimal:
+        """US dollars that requests kept for rows, besides one, may have cost: no line tells of them, only slots."""
+        kept = () if self._inflight is None else self._inflight.kept
+        return sum((entry.at_most for entry in kept if entry.key != besides), Decimal(0))
 
     # -- the input ---------------------------------------------------------------------------------------------------
 
@@ -149,8 +166,8 @@ class Checkpoint:
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
-    def mark_sent(self, row: Row, at_most: Decimal) -> int:
-        """Note that a request is about to be sent, and return its slot.
+    def mark_sent(self, row: Row, at_most: Decimal) -> None:
+        """Note that a request is about to be sent.
 
         Args:
             row: What is sent.
@@ -158,38 +175,85 @@ class Checkpoint:
         """
         if self._inflight is not None:
             with self._catching_problems():
-                return self._inflight.add(row.key, row.custom_id, at_most)
-        return NO_SLOT
+                self._inflight.add(row.key, row.custom_id, at_most)
 
-    def mark_unbilled(self, slot: int) -> None:
-        """Note that what was sent was not billed, and that its row is yet to be done."""
-        if self._inflight is not None and slot != NO_SLOT:
+    def note_unknown(self, amount: Decimal) -> None:
+        """Note this run's unknown bills, if no line of it tells of them.
+
+        Args:
+            amount: US dollars, all in all, but for the requests that were kept.
+        """
+        if self._inflight is None:
+            return
+        if amount <= self._told:
+            amount = Decimal(0)
+        if amount != self._noted:
             with self._catching_problems():
-                self._inflight.restore(slot)
+                if amount:
+                    self._note_run(self.run, amount)
+                self._inflight.forget_runs(besides=self.run if amount else None)
+                self._noted = amount
 
-    def keep_sent(self, slot: int) -> None:
-        """Leave on record what was sent and may have been billed. Its row is yet to be done."""
-        if self._inflight is not None and slot != NO_SLOT:
-            self._inflight.keep(slot)
+    def _note_run(self, run: str, amount: Decimal) -> None:
+        if self._inflight is not None:
+            self._inflight.note_run(run, amount)
+
+    def mark_settled(self, row: Row) -> None:
+        """Note that one request of this run for a row has ended, and that `note_unknown` tells of it if need be."""
+        if self._inflight is not None:
+            with self._catching_problems():
+                self._inflight.settle(row.key)
+
+    def mark_unbilled(self, row: Row) -> None:
+        """Note that what this run sent for a row was not billed, and that it is yet to be done."""
+        if self._inflight is not None:
+            with self._catching_problems():
+                self._inflight.forget(row.key)
+
+    def keep_sent(self, row: Row) -> None:
+        """Leave on record that a row was sent and maybe billed, as `note_unknown` tells. It is yet to be done."""
+        if self._inflight is not None:
+            self._inflight.keep(row.key)
 
     @property
     def sent(self) -> tuple[str, ...]:
         """Ids of the rows that were sent, by this run or an earlier one, and that have no result."""
         if self._inflight is None:
             return ()
-        unsaved = {slot for _, slot in self._unsaved}
-        return tuple(entry.custom_id for slot, entry in self._inflight.entries.items() if slot not in unsaved)
+        unsaved = {key for _, key, _ in self._unsaved}
+        return tuple({entry.key: entry.custom_id for entry in self._inflight.sent if entry.key not in unsaved}.values())
 
-    def save(self, line: bytes, slot: int = NO_SLOT) -> None:
-        """Append a result, and free its slot. A result that can't be written is kept, and so are all that follow."""
+    def save(self, line: bytes, key: str, unknown: Decimal = Decimal(0)) -> None:
+        """Append a result. One that can't be written is kept, and so are all that follow.
+
+        Args:
+            line: The result.
+            key: Of its row, whose requests are no longer in flight.
+            unknown: The unknown bills of this run that the line tells of, in US dollars.
+        """
         if self._problem is None:
             with self._catching_problems():
                 self._output.append(line)
         if self._problem is not None:
-            self._unsaved.append((line, slot))
-        elif self._inflight is not None and slot != NO_SLOT:
+            self._unsaved.append((line, key, unknown))
+        elif self._inflight is not None:
             with self._catching_problems():
-                self._inflight.remove(slot)
+                self._inflight.finish(key)
+                self._told = max(self._told, unknown)
+                if self._told >= self._noted > 0:
+                    self._inflight.forget_runs()
+                    self._noted = Decimal(0)
+
+    async def written(self) -> None:
+        """Wait until the reader of a pipe has taken what was saved."""
+        with self._catching_problems():
+            await self._output.written()
+
+    def _close_output(self) -> None:
+        lost = self._output.close()
+        if lost:
+            self._problem = self._problem or TimeoutError()
+            self._unsaved = [*((line, "", Decimal(0)) for line in lost), *self._unsaved]
 
     @contextmanager
     def _catching_problems(self) -> Generator[None]:
@@ -206,7 +270,7 @@ class Checkpoint:
     @property
     def unsaved(self) -> tuple[bytes, ...]:
         """Lines that could not be written."""
-        return tuple(line for line, _ in self._unsaved)
+        return tuple(line for line, _, _ in self._unsaved)
 
     def close(self) -> None:
         """Write what could not be written before, as there may be room by now, and close the files.
@@ -217,8 +281,8 @@ class Checkpoint:
         with self._files:
             if self._problem is not None and self._output.is_regular:
                 unsaved, self._unsaved, self._problem = self._unsaved, [], None
-                for line, slot in unsaved:
-                    self.save(line, slot)
+                for line, key, unknown in unsaved:
+                    self.save(line, key, unknown)
         if self._problem is not None:
             error = explain(self._output.path, self._problem)
             error.unsaved = self.unsaved

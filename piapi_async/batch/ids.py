@@ -29,27 +29,44 @@ class Ids:
             f"PRAGMA cache_size = -{CACHE_KIB}",
             "PRAGMA journal_mode = OFF",
             "PRAGMA synchronous = OFF",
-            "CREATE TABLE finished (id INTEGER, request INTEGER)",
+            "CREATE TABLE done (id INTEGER, request INTEGER)",
+            "CREATE TABLE failed (id INTEGER, request INTEGER)",
             "CREATE TABLE seen (id INTEGER PRIMARY KEY)",
             "BEGIN",
         ):
             self._database.execute(statement)
 
-    def add_finished(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Add rows that are finished, by key and hash of the request. Call `index_finished` after the last ones."""
+    def add_finished(self, done: Sequence[tuple[str, str]], failed: Sequence[tuple[str, str]]) -> None:
+        """Add rows that are finished, by key and hash of the request. Call `count_finished` after the last ones."""
+        self._add("done", done)
+        self._add("failed", failed)
+
+    def _add(self, table: str, rows: Sequence[tuple[str, str]]) -> None:
         for at in range(0, len(rows), INSERT):
             part = rows[at : at + INSERT]
             places = ", ".join(["(?, ?)"] * len(part))
-            statement = f"INSERT INTO finished VALUES {places}"  # noqa: S608  # question marks only
+            statement = f"INSERT INTO {table} VALUES {places}"  # noqa: S608  # our own names, and question marks
             self._database.execute(statement, _integers(list(chain.from_iterable(part))))
 
-    def index_finished(self) -> None:
-        """Index the finished rows: all at once takes half as long as keeping an index while they are added."""
-        self._database.execute("CREATE INDEX finished_by_id ON finished (id)")
+    def count_finished(self) -> tuple[int, int]:
+        """Count the rows that have an answer, and those that failed. One with both, or with two, counts once.
+
+        They are indexed here: all at once takes half as long as keeping an index while they are added.
+        """
+        self._database.execute("CREATE INDEX done_by_id ON done (id)")
+        self._database.execute("CREATE INDEX failed_by_id ON failed (id)")
+        (done,) = self._database.execute("SELECT COUNT(DISTINCT id) FROM done").fetchone()
+        (failed,) = self._database.execute(
+            "SELECT COUNT(DISTINCT id) FROM failed WHERE id NOT IN (SELECT id FROM done)"
+        ).fetchone()
+        return done, failed
 
     def request_of(self, key: str) -> str | None:
         """Return the hash of a finished row's request; None if the row is not finished."""
-        found = self._database.execute("SELECT request FROM finished WHERE id = ?", _integers([key])).fetchone()
+        found = self._database.execute(
+            "SELECT request FROM done WHERE id = ?1 UNION ALL SELECT request FROM failed WHERE id = ?1 LIMIT 1",
+            _integers([key]),
+        ).fetchone()
         return None if found is None else struct.pack(">q", *found).hex()
 
     def add_seen(self, key: str) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import stat
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -37,7 +38,8 @@ class FileInput:
         start: Number and offset of the line to begin with.
     """
 
-    def __init__(self, file: BinaryIO, reader: RowReader) -> None:
+    def __init__(self, name: str, file: BinaryIO, reader: RowReader) -> None:
+        self._name = _shown(name)
         self._file = file
         self._reader = reader
         self.start: tuple[int, int] = (1, 0)
@@ -51,10 +53,13 @@ class FileInput:
             if not number % LINES_A_TURN:
                 await anyio.lowlevel.checkpoint()
             self.position = (number, offset)
-            row = self._reader.read_line(number, line)
+            row, size = self._reader.read_line(self._name, number, line), len(line)
+            del line
+            if isinstance(row, BatchError):
+                raise row
             if row is not None:
                 yield row
-            number, offset = number + 1, offset + len(line)
+            number, offset = number + 1, offset + size
         self.position = (number, offset)
 
 
@@ -74,9 +79,14 @@ class PipeInput:
             while not ended:
                 data = await _in_thread(name, partial(os.read, fd, READ))
                 ended = not data
-                for line in lines.feed(data):
+                found = deque(lines.feed(data))
+                del data
+                while found:
                     number += 1
-                    row = self._reader.read_line(number, line)
+                    row = self._reader.read_line(_shown(name), number, found.popleft())
+                    if isinstance(row, BatchError):
+                        found.clear()
+                        raise row
                     if row is not None:
                         yield row
         finally:
@@ -142,13 +152,23 @@ class ItemInput:
             if isinstance(self._items, AsyncIterable):
                 async for item in self._items:
                     number += 1
-                    yield self._reader.read_item(number, item)
+                    row = self._reader.read_item(number, item)
+                    del item
+                    yield _row(row)
             else:
                 for item in self._items:
                     number += 1
-                    yield self._reader.read_item(number, item)
+                    row = self._reader.read_item(number, item)
+                    del item
+                    yield _row(row)
         finally:
             await close_generator(self._items)
+
+
+def _row(row: Row | BatchError) -> Row:
+    if isinstance(row, BatchError):
+        raise row
+    return row
 
 
 Input: TypeAlias = "FileInput | PipeInput | ItemInput"
@@ -179,7 +199,7 @@ def open_input(requests: Requests, reader: RowReader, output: str | os.PathLike[
     with file:
         if output is not None and _is_same(file, output):
             raise BatchError(f"{name}: it is the file of results too; name another")
-        yield FileInput(file, reader)
+        yield FileInput(name, file, reader)
 
 
 def _open_file(name: str) -> BinaryIO | None:
@@ -194,8 +214,12 @@ def _open_file(name: str) -> BinaryIO | None:
     raise problem
 
 
+def _shown(name: str) -> str:
+    return "standard input" if name == "-" else name
+
+
 def _unreadable(name: str, error: OSError) -> BatchError:
-    return BatchError(f"{name}: it can't be read: {error.strerror}; name a file of requests")
+    return BatchError(f"{_shown(name)}: it can't be read: {error.strerror}; name a file of requests")
 
 
 def _is_same(file: BinaryIO, output: str | os.PathLike[str]) -> bool:

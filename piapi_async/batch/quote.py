@@ -45,8 +45,10 @@ async def quote_batch(
     reader = RowReader(client.base_url, model or client.model, params)
     quotes: dict[str, BatchQuote] = {}
     results = os.devnull if output is None else output
+    source_of = open_input(requests, reader, output)
+    del requests, params  # a traceback that shows locals must not show prompts
     with (
-        open_input(requests, reader, output) as source,
+        source_of as source,
         closing(Checkpoint(results, retry_failed=retry_failed, read_only=True)) as checkpoint,
     ):
         for _ in checkpoint.load():

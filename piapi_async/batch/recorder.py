@@ -11,7 +11,7 @@ import anyio
 import attrs
 import msgspec
 
-from piapi_async.batch.checkpoint import NO_SLOT, Checkpoint
+from piapi_async.batch.checkpoint import Checkpoint
 from piapi_async.batch.failures import is_maybe_billed, kind_of
 from piapi_async.batch.records import Note, make_line
 from piapi_async.batch.rows import Row
@@ -32,15 +32,19 @@ class Flight:
         row: The row.
         began: When, on the loop's clock.
         scope: Cancels it; used only before anything was sent.
-        slot: Where the checkpoint notes that it was sent; None if it was not.
+        sent: Whether it is on record that a request for it was sent.
+        recorded: Whether it has its line.
         at_most: US dollars that a request for it may cost, as far as that is known.
+        unknown: US dollars of this run's unknown bills that its line tells of.
     """
 
     row: Row
     began: float
     scope: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
-    slot: int | None = None
+    sent: bool = False
+    recorded: bool = False
     at_most: Decimal = Decimal(0)
+    unknown: Decimal = Decimal(0)
 
 
 class Recorder:
@@ -82,6 +86,7 @@ class Recorder:
         status, earlier = self._status, self._checkpoint.earlier
         status.done, status.failed, status.before = earlier.done, earlier.failed, earlier.done + earlier.failed
         status.torn, status.broken, status.maybe_billed = earlier.torn, earlier.broken, self._checkpoint.maybe_billed
+        status.aside = self._checkpoint.aside
         carry_forward(self._ledger, earlier.spent, earlier.unknown, earlier.saved)
         self._carried = self._ledger.spent, self._ledger.unknown
         self._saved = self._ledger.saved
@@ -99,9 +104,15 @@ class Recorder:
 
     def sent(self, flight: Flight) -> None:
         """Note that a request is about to be sent."""
-        if flight.slot is None:
-            flight.slot = self._checkpoint.mark_sent(flight.row, flight.at_most)
-            self._stop_if_full()
+        self._checkpoint.mark_sent(flight.row, flight.at_most)
+        flight.sent = True
+        self.stop_if_full()
+
+    def settled(self, flight: Flight) -> None:
+        """Note that a request has ended without an answer: from here on a sum of the run tells what it may cost."""
+        self._checkpoint.note_unknown(self._unknown_here())
+        self._checkpoint.mark_settled(flight.row)
+        self.stop_if_full()
 
     def answered(self, flight: Flight, completion: ChatCompletion) -> None:
         """Record an answer."""
@@ -128,12 +139,19 @@ class Recorder:
 
     def leave_pending(self, flight: Flight, error: Exception) -> None:
         """Record no result: the row is asked again by a later run. What may have been billed stays on record."""
-        if flight.slot is not None:
-            if is_maybe_billed(error):
-                self._checkpoint.keep_sent(flight.slot)
-            else:
-                self._checkpoint.mark_unbilled(flight.slot)
-            flight.slot = None
+        self._leave(flight, maybe_billed=is_maybe_billed(error))
+
+    def cut_off(self, flight: Flight) -> None:
+        """Do the same for a row that ended without an answer or an error of its own."""
+        self._leave(flight, maybe_billed=True)
+
+    def _leave(self, flight: Flight, *, maybe_billed: bool) -> None:
+        if flight.sent:
+            if maybe_billed:
+                self._checkpoint.keep_sent(flight.row)
+            self._checkpoint.mark_unbilled(flight.row)
+            flight.sent = False
+            self.stop_if_full()
 
     def record_held(self) -> None:
         """Record the failures that were held back: the rows were at fault."""
@@ -146,11 +164,12 @@ class Recorder:
         self._save(flight, line)
 
     def _save(self, flight: Flight, line: bytes) -> None:
-        self._checkpoint.save(line, NO_SLOT if flight.slot is None else flight.slot)
-        flight.slot = None
-        self._stop_if_full()
+        self._checkpoint.save(line, flight.row.key, flight.unknown)
+        flight.sent, flight.recorded = False, True
+        self.stop_if_full()
 
-    def _stop_if_full(self) -> None:
+    def stop_if_full(self) -> None:
+        """Stop the run if something can't be written."""
         if self._checkpoint.is_full:
             self._stop("disk", None)
 
@@ -189,13 +208,20 @@ class Recorder:
         response = _error_response(error) if isinstance(error, APIStatusError) else None
         return make_line(flight.row.custom_id, response, {"code": kind, "message": str(error)}, note)
 
+    def _unknown_here(self, besides: str = "") -> Decimal:
+        """Unknown bills that this run has to tell of: all but those that lines before it or kept requests tell of."""
+        checkpoint = self._checkpoint
+        return max(Decimal(0), self._unknown - checkpoint.earlier.told - checkpoint.unknown_kept(besides))
+
     def _note(self, flight: Flight) -> Note:
         row = flight.row
+        flight.unknown = self._unknown_here(row.key)
         return Note(
             key=row.key,
             request=row.request,
             model=str(row.fields.get("model")),
-            unknown=_digits(self._unknown - self._checkpoint.unknown_kept(row.key)),
+            run=self._checkpoint.run,
+            unknown=_digits(flight.unknown),
             elapsed=anyio.current_time() - flight.began,
             finished=time.time(),
         )

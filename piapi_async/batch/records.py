@@ -19,6 +19,7 @@ __all__ = [
     "Note",
     "ShortNote",
     "has_note",
+    "is_blank",
     "is_cut_short",
     "key_of",
     "make_line",
@@ -37,6 +38,7 @@ _START = b'{"id":"batch_req_'
 _MARK = b',"piapi_async":'
 _CHECKSUM = b',"crc":"%08x"}}\n'
 _TAIL = len(_CHECKSUM % 0)
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @attrs.frozen(kw_only=True)
@@ -54,7 +56,9 @@ class Note:
         cost: US dollars; None if unknown.
         cost_estimated: Whether the cost comes from estimated token counts.
         saved: US dollars that it cost less than at the vendor's own price, as far as that is known.
-        unknown: US dollars that requests whose bill is unknown may have cost, in the whole batch up to this line.
+        run: Names the run that wrote it; empty in the first releases.
+        unknown: US dollars that requests whose bill is unknown may have cost, in that run up to this line; in a line
+            without a run's name, in the whole batch.
         tokens_in: Tokens of the prompt, if the provider counted them.
         tokens_out: Tokens of the answer, if the provider counted them.
         attempts: Requests that were sent.
@@ -74,6 +78,7 @@ class Note:
     cost: str | None = None
     cost_estimated: bool = False
     saved: str = "0"
+    run: str = ""
     unknown: str = "0"
     tokens_in: int | None = None
     tokens_out: int | None = None
@@ -94,6 +99,7 @@ class ShortNote:
     failed: bool = False
     cost: str | None = None
     saved: str = "0"
+    run: str = ""
     unknown: str = "0"
 
 
@@ -115,6 +121,8 @@ def make_line(custom_id: str, response: object, error: object, note: Note) -> by
 
 def _find_note(line: bytes) -> bytes | None:
     """Return the JSON of a line's note, or None if the line is damaged or not ours."""
+    if line.endswith(b"\r\n") or line.startswith(_BYTE_ORDER_MARK):  # an editor has been at it
+        line = line.removeprefix(_BYTE_ORDER_MARK).rstrip(b"\r\n") + b"\n"
     head = line[:-_TAIL]
     if line[-_TAIL:] != _CHECKSUM % zlib.crc32(head):
         return None
@@ -141,7 +149,7 @@ def read_notes(path: str | os.PathLike[str]) -> Iterator[Note]:
     """
     with open(path, "rb") as file:
         for line in file:
-            note = _find_note(line)
+            note = _find_note(line if line.endswith(b"\n") else line + b"\n")
             if note is not None:
                 yield _decode_note(note)
 
@@ -149,6 +157,11 @@ def read_notes(path: str | os.PathLike[str]) -> Iterator[Note]:
 def has_note(line: bytes) -> bool:
     """Tell whether a line, damaged or not, seems to have a note of ours."""
     return _MARK in line
+
+
+def is_blank(line: bytes) -> bool:
+    """Tell whether a line holds nothing, as an editor may leave one."""
+    return not line.removeprefix(_BYTE_ORDER_MARK).strip()
 
 
 def is_cut_short(line: bytes) -> bool:
@@ -165,7 +178,7 @@ def is_cut_short(line: bytes) -> bool:
 def version_of(line: bytes) -> int:
     """Return the version in a line that we can't read as one of ours; 0 if it names none."""
     try:
-        record = msgspec.json.decode(line)
-        return int(record["piapi_async"]["version"])
+        version: object = msgspec.json.decode(line)["piapi_async"]["version"]
     except (ValueError, TypeError, LookupError, RecursionError):
         return 0
+    return version if isinstance(version, int) else 0

@@ -56,19 +56,32 @@ class RowReader:
 
     def __init__(self, base_url: str, model: str | None, params: Mapping[str, object]) -> None:
         self._salt = base_url.encode()
-        self._defaults: dict[str, object] = {"model": model, **params}
+        given = {name: value for name, value in params.items() if value is not None}  # None: left out
+        self._defaults: dict[str, object] = {"model": model, **given}
         self._is_text: bool | None = None
 
-    def read_line(self, number: int, line: bytes) -> Row | None:
+    def read_line(self, source: str, number: int, line: bytes) -> Row | BatchError | None:
         """Make a row of a line; None if the line is blank.
 
-        Raises:
-            BatchError: It is too long, or no row.
+        Where it is no row, the error is returned, to be raised where no variable holds the line: it may be a prompt.
+
+        Args:
+            source: What to call the input in an error.
+            number: Of the line.
+            line: What it holds.
         """
-        where = f"line {number}"
+        try:
+            return self._read_line(source, number, line)
+        except BatchError as error:
+            return error.with_traceback(None)
+
+    def _read_line(self, source: str, number: int, line: bytes) -> Row | None:
+        where = f"{source}, line {number}"
         if len(line) >= MAX_LINE:
             raise BatchError(f"{where}: it is longer than {MAX_LINE:,} bytes; is it a file of requests?")
-        content = line.removeprefix(_BYTE_ORDER_MARK).strip()
+        content = line.strip()
+        while content.startswith(_BYTE_ORDER_MARK):  # files that were joined have several
+            content = content.removeprefix(_BYTE_ORDER_MARK).strip()
         if not content:
             return None
         if self._is_text is None:  # the first line tells for all
@@ -76,12 +89,14 @@ class RowReader:
         fields = {"prompt": _decode_text(where, content)} if self._is_text else _decode_object(where, content)
         return self._make_row(where, number, fields)
 
-    def read_item(self, number: int, item: object) -> Row:
-        """Make a row of an item.
+    def read_item(self, number: int, item: object) -> Row | BatchError:
+        """Make a row of an item, or the error, as `read_line` does."""
+        try:
+            return self._read_item(number, item)
+        except BatchError as error:
+            return error.with_traceback(None)
 
-        Raises:
-            BatchError: It is no row.
-        """
+    def _read_item(self, number: int, item: object) -> Row:
         where = f"row {number}"
         if isinstance(item, str):
             item = {"prompt": item}

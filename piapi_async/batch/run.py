@@ -20,6 +20,7 @@ from piapi_async.batch.recorder import Flight, Recorder
 from piapi_async.batch.rows import Row, RowReader, make_request
 from piapi_async.batch.status import BatchStatus, Stop
 from piapi_async.client import Client
+from piapi_async.client.options import fit_open_files
 from piapi_async.errors import BatchError, BudgetExceededError, InvalidRequestError, PiAPIError
 from piapi_async.fanout import Result, Results
 from piapi_async.models import ChatCompletion, ChatParams, ChatRequest
@@ -84,7 +85,10 @@ async def run_batch(
     reader = RowReader(client.base_url, model or client.model, params)
     if concurrency is None:
         concurrency = client.limits.concurrency
-    with open_input(requests, reader, output) as source:
+    concurrency = fit_open_files(concurrency)
+    source_of = open_input(requests, reader, output)
+    del requests, params  # a traceback that shows locals must not show prompts
+    with source_of as source:
         checkpoint = Checkpoint(output, retry_failed=retry_failed, room=concurrency)
         run = _Run(source, checkpoint, client, progress or _ignore, stream=stream, stop_after=stop_after)
         with _closing(checkpoint):
@@ -140,7 +144,13 @@ class _Run:
         self._client = client
         self._progress = progress
         self._stream = stream
-        self._recorder = Recorder(checkpoint, client.ledger, self.status, stop_after=stop_after, stop=self._stop)
+        self._recorder = Recorder(
+            checkpoint,
+            client.ledger,
+            self.status,
+            stop_after=stop_after,
+            stop=self._stop,
+        )
         self._flights: set[Flight] = set()
         self._began = time.monotonic()
         self._deadline = float("inf")
@@ -193,6 +203,8 @@ class _Run:
                 async with Results(self._pending(), self._ask, concurrency=concurrency, ordered=False) as results:
                     async for _ in results:
                         self._report()
+                self._recorder.record_held()
+                await self._written()
             except Exception as error:
                 return error
         return None
@@ -229,7 +241,7 @@ class _Run:
             self.status.stopped = why
             self.status.error = None if error is None else error.with_traceback(None)
             for flight in self._flights:
-                if flight.slot is None:
+                if not flight.sent and not flight.recorded:
                     flight.scope.cancel()
 
     def _end_within(self, grace: float) -> None:
@@ -249,6 +261,9 @@ class _Run:
         try:
             with flight.scope:
                 await self._fly(flight)
+        except BaseException:
+            self._recorder.cut_off(flight)
+            raise
         finally:
             self._flights.discard(flight)
             self.status.under_way -= 1
@@ -269,8 +284,15 @@ class _Run:
             self._recorder.answered(flight, outcome)
         elif isinstance(outcome, BudgetExceededError):
             self._stop("budget", outcome)  # nothing under way can make room
+            self._recorder.cut_off(flight)
         else:
             self._failed(flight, outcome)
+        await self._written()
+
+    async def _written(self) -> None:
+        """Wait for the reader of a pipe, if that is where results go: its pace is the run's."""
+        await self._checkpoint.written()
+        self._recorder.stop_if_full()
 
     async def _send(self, flight: Flight, request: ChatRequest) -> ChatCompletion | PiAPIError | TypeError:
         left = self._deadline - anyio.current_time()
@@ -281,6 +303,7 @@ class _Run:
                 via_stream=True if self._stream or flight.row.fields.get("stream") else None,
                 wait_for_room=True,
                 on_send=partial(self._recorder.sent, flight),
+                on_settled=partial(self._recorder.settled, flight),
             )
         except (PiAPIError, TypeError) as error:
             return error

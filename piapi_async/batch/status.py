@@ -31,8 +31,10 @@ class BatchStatus:
         maybe_billed: Ids of the rows in flight when an earlier run ended. They may have been billed, and are asked
             again.
         cut: At the end, ids of the rows that were sent and have no result. They may have been billed too.
-        torn: Whether the last line of the results was cut short. It was taken out.
-        broken: Damaged lines of the results. They were taken out, and their rows are asked again.
+        torn: Whether the last line of the results was cut short. It was set aside, and its row is asked again.
+        broken: Damaged lines of the results. They were set aside too.
+        aside: The file that has what was set aside, beside the results; None if nothing was. What can't be read of the
+            notes about requests in flight goes there too: what those cost is on no record.
         stopped: Why the run ended before its input did; None if it did not.
         error: The error that ended it, if any.
         seconds: How long the run has taken.
@@ -50,6 +52,7 @@ class BatchStatus:
     cut: tuple[str, ...] = ()
     torn: bool = False
     broken: int = 0
+    aside: str | None = None
     stopped: Stop | None = None
     error: PiAPIError | None = None
     seconds: float = 0.0

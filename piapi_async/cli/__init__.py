@@ -29,7 +29,7 @@ from piapi_async.cli.batch import Job as BatchJob
 from piapi_async.cli.batch import run as run_batch_job
 from piapi_async.cli.demo import CONCURRENCY, QUESTIONS
 from piapi_async.cli.demo import run as run_demo
-from piapi_async.cli.terminal import make_console, make_error_console, make_table, write_tokens
+from piapi_async.cli.terminal import clean, make_console, make_error_console, make_table, write_tokens
 from piapi_async.errors import BatchError, ConfigurationError, InvalidRequestError, PiAPIError
 from piapi_async.models import ChatParams
 from piapi_async.report import check_report, write_report
@@ -40,6 +40,9 @@ DEFAULT_MODEL = "gpt-4o-mini"
 
 BACKUP_KEY = "PIAPI_BACKUP_API_KEY"
 """The environment variable that holds the backup's key."""
+
+KEPT_REQUESTS = 1000
+"""Requests that `serve` keeps in memory."""
 
 app = App(
     name="piapi-async",
@@ -78,7 +81,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _failed(reason: str, status: int) -> int:
-    sys.stderr.write(f"piapi-async: {' '.join(reason.split())}\n")
+    sys.stderr.write(f"piapi-async: {clean(' '.join(reason.split()))}\n")
     return status
 
 
@@ -335,7 +338,13 @@ async def serve(
         api_key: The key that callers must send.
     """
     server = LocalServer(
-        plan=plan, terminator=terminator, host=host, port=port, tokens_per_second=tokens_per_second, api_key=api_key
+        plan=plan,
+        terminator=terminator,
+        host=host,
+        port=port,
+        tokens_per_second=tokens_per_second,
+        api_key=api_key,
+        keep=KEPT_REQUESTS,
     )
     try:
         await server.start()

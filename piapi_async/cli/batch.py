@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from tempfile import NamedTemporaryFile
 
 import anyio
 import attrs
@@ -22,7 +23,8 @@ from rich.text import Text
 
 from piapi_async import BatchError, BatchStatus, Client, KeyStatistics, run_batch
 from piapi_async.batch import BatchQuote
-from piapi_async.cli.terminal import make_table
+from piapi_async.cli.terminal import clean, make_table
+from piapi_async.client.options import FILES_LEFT
 from piapi_async.errors import PiAPIError
 from piapi_async.models import ChatParams
 
@@ -87,6 +89,7 @@ async def run(client: Client, job: Job, out: Console, err: Console) -> int:
     Raises:
         PiAPIError: The batch could not begin.
     """
+    raise_open_files(client.limits.concurrency, err)
     line = ProgressLine(client, err)
     ending = anyio.Event()
     failure: PiAPIError | None = None
@@ -112,13 +115,25 @@ async def run(client: Client, job: Job, out: Console, err: Console) -> int:
                 failure = error
         scope.cancel()
     if failure is not None:
-        return rescue(failure, line, err)
+        return rescue(failure, line, err, to_file=job.output == "-")
     if status is None:
         return INTERRUPTED  # Ctrl-C was pressed before anything was sent, or twice
-    _summarise(status, client, err if job.output == "-" else out)
+    print_summary(status, client, err if job.output == "-" else out)
     if status.stopped == "interrupted":
         return INTERRUPTED
     return int(bool(status.stopped or status.failed or status.pending))
+
+
+def raise_open_files(concurrency: int, err: Console) -> None:
+    """Raise the limit on open files as far as is allowed, if so many requests at once come near it."""
+    import resource  # deferred: Windows has none
+
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if concurrency + FILES_LEFT <= limit or most == limit or limit == resource.RLIM_INFINITY:
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    to = "any number" if most == resource.RLIM_INFINITY else f"{most:,}"
+    err.print(f"The limit on open files was {limit:,}, too few for {concurrency:,} requests at once; it is {to} now.")
 
 
 @contextmanager
@@ -145,20 +160,28 @@ def end(line: ProgressLine, ending: anyio.Event, scope: anyio.CancelScope, err: 
     err.print(f"Ending: answers in flight ({count}) have a few seconds to come in. Ctrl-C again ends it at once.")
 
 
-def rescue(error: PiAPIError, line: ProgressLine, err: Console) -> int:
+def rescue(error: PiAPIError, line: ProgressLine, err: Console, *, to_file: bool = False) -> int:
     """Hand out the results that were paid for but could not be written. Return the exit status."""
     if line.status is None:
         raise error
     unsaved = error.unsaved if isinstance(error, BatchError) else ()
-    sys.stdout.flush()
-    for result in unsaved:
-        sys.stdout.buffer.write(result)
-    sys.stdout.flush()
-    err.print(f"piapi-async: {error}")
+    err.print(clean(f"piapi-async: {error}"))
     if unsaved:
         what = "1 result is" if len(unsaved) == 1 else f"{len(unsaved):,} results are"
-        err.print(f"{what} on standard output instead: add them to the file.")
-    return 1
+        err.print(f"{what} {_put(unsaved, to_file=to_file)}.")
+    return INTERRUPTED if line.status.stopped == "interrupted" else 1
+
+
+def _put(unsaved: Sequence[bytes], *, to_file: bool) -> str:
+    """Write results to standard output, or to a new file where that does not take them; say where they are."""
+    if not to_file:
+        sys.stdout.flush()
+        sys.stdout.buffer.writelines(unsaved)
+        sys.stdout.flush()
+        return "on standard output instead: add them to the file"
+    with NamedTemporaryFile(prefix="piapi-async-", suffix=".jsonl", delete=False) as file:
+        file.writelines(unsaved)
+    return f"in {file.name} instead; the last that was written may be there in part"
 
 
 # -- while it runs ---------------------------------------------------------------------------------------------------
@@ -177,7 +200,7 @@ class ProgressLine:
         if self.status is None:
             self.status = status
             for remark in remarks(status):
-                self._console.print(remark)
+                self._console.print(clean(remark))
 
     async def show(self, tick: float | None) -> None:
         """Show the line until cancelled."""
@@ -195,7 +218,7 @@ class ProgressLine:
         """The line as of now."""
         if self.status is None:
             return "reading"
-        return " · ".join(_parts(self.status, self._client.statistics().keys))
+        return clean(" · ".join(_parts(self.status, self._client.statistics().keys)))
 
 
 def remarks(status: BatchStatus) -> Iterable[str]:
@@ -204,7 +227,9 @@ def remarks(status: BatchStatus) -> Iterable[str]:
         yield f"{status.before:,} rows are done already."
     if status.torn or status.broken:
         count = status.torn + status.broken
-        yield f"{_count(count, 'broken line')} removed from the results; asking those rows again."
+        yield f"{_count(count, 'broken line')} set aside in {status.aside}; asking those rows again."
+    elif status.aside is not None:
+        yield f"Damaged notes of requests in flight were set aside in {status.aside}; they may have been billed."
     if status.maybe_billed:
         yield (
             f"{_count(len(status.maybe_billed), 'row')} in flight when an earlier run ended and may have been billed; "
@@ -274,14 +299,15 @@ def duration(seconds: float) -> str:
 # -- at the end ------------------------------------------------------------------------------------------------------
 
 
-def _summarise(status: BatchStatus, client: Client, console: Console) -> None:
+def print_summary(status: BatchStatus, client: Client, console: Console) -> None:
+    """Print what came of a batch."""
     table = make_table(console)
     table.show_header = False
     table.add_column()
     table.add_column(justify="right")
     table.add_column()
     for row in summary(status, client):
-        table.add_row(*row)
+        table.add_row(*map(clean, row))
     console.print(table)
 
 
@@ -319,7 +345,7 @@ def print_quotes(quotes: Sequence[BatchQuote], console: Console) -> None:
         table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
     for quote in quotes:
         table.add_row(
-            quote.model,
+            clean(quote.model),
             f"{quote.rows:,}",
             f"{quote.tokens:,}",
             "unknown" if quote.least is None else f"{quote.least:,.4f}",

@@ -14,6 +14,8 @@ from rich.table import Table
 # Control characters in an answer, such as escape sequences, must not reach a terminal. In a pipe they do no harm.
 _CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "�") | {0x09: "\t", 0x0A: "\n", 0x0D: None}
 
+_NO_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
+
 _PIPE_WIDTH = 120  # the width of a table, in characters, where no terminal sets one
 
 
@@ -41,6 +43,11 @@ def make_table(console: Console) -> Table:
 def visible(text: str, console: Console) -> str:
     """Make a text fit for `console`: on a terminal, control characters are replaced."""
     return text.translate(_CONTROLS) if console.is_terminal else text
+
+
+def clean(text: str) -> str:
+    """Make a line of ours fit for any console: ids, names and errors in it may hold control characters."""
+    return text.translate(_NO_CONTROLS)
 
 
 async def write_tokens(tokens: AsyncIterable[str], console: Console, *, wrap: bool = False) -> float | None:

@@ -22,13 +22,16 @@ from piapi_async.client.options import (
     Item,
     Items,
     check_types,
+    fit_open_files,
     make_request,
     one_prompt,
     read_api_key,
+    read_base_url,
     read_deadline,
     read_item,
     read_items,
     read_on_send,
+    read_proxy,
     read_via_stream,
 )
 from piapi_async.dispatch import Dispatcher
@@ -38,7 +41,7 @@ from piapi_async.models import ChatCompletion, ChatParams, ChatRequest, Prompt
 from piapi_async.models.requests import check_names
 from piapi_async.policy import Deadline, Health, Limits, Retry, Timeout
 from piapi_async.pool import SessionPool, Transport
-from piapi_async.provider import Provider, check_proxy
+from piapi_async.provider import Provider
 from piapi_async.route import Call, Router, Upstream
 from piapi_async.stream import ChatStream
 
@@ -48,12 +51,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Client"]
 
-BASE_URL = "https://api.piapi.ai/v1"
-"""Where PiAPI answers, by its page."""
-
 NO_DEADLINE = Deadline()
 
-_Refusal: TypeAlias = InvalidRequestError | TypeError
+_Refusal: TypeAlias = InvalidRequestError | TypeError | RuntimeError
 
 
 class Client:
@@ -126,10 +126,14 @@ class Client:
         transport: Transport | None = None,
         seed: int | None = None,
     ) -> None:
-        keys = read_api_key(api_key)
-        del api_key
+        keys, url, through = read_api_key(api_key), read_base_url(base_url, allow_http=allow_http), read_proxy(proxy)
+        del api_key, base_url, proxy
         if isinstance(keys, ConfigurationError):
             raise keys
+        if isinstance(url, ConfigurationError):
+            raise url
+        if isinstance(through, ConfigurationError):
+            raise through
         check_types(limits=limits, retry=retry, timeout=timeout, health=health, model=model, backups=backups)
         check_types(
             tokenizer=tokenizer,
@@ -149,7 +153,7 @@ class Client:
             raise ConfigurationError("system_role: it is not known; pass 'refuse' or 'fold'")
         primary = Provider(
             "piapi",
-            base_url or os.environ.get("PIAPI_BASE_URL") or BASE_URL,
+            url,
             keys,
             prices={} if prices is None else prices,
             stream_usage=stream_usage,
@@ -173,7 +177,7 @@ class Client:
                 [key.endpoint for upstream in upstreams for key in upstream.keys],
                 connect_timeout=timeout.connect,
                 ssl=ssl if ssl is not None else not insecure,
-                proxy=None if proxy is None else check_proxy(proxy),
+                proxy=None if through is None else through.reveal(),
                 trust_env=trust_env,
             ),
             billing=Billing(primary, books, plan=plan, tokenizer=tokenizer, fold=system_role == "fold"),
@@ -249,6 +253,7 @@ class Client:
         via_stream: bool | None = None,
         wait_for_room: bool = False,
         on_send: Callable[[], object] | None = None,
+        on_settled: Callable[[], object] | None = None,
         **params: Unpack[ChatParams],
     ) -> ChatCompletion:
         """Ask, and wait for the whole answer.
@@ -276,6 +281,7 @@ class Client:
                 They have reserved the most that they may cost, and mostly cost less. `map` waits so.
             on_send: Called right before each request goes out, for callers who keep a journal; not an async function.
                 What it raises ends the call, and that request is not sent.
+            on_settled: Called for each of them that brought no answer, as soon as `ledger` has what it may have cost.
             params: The parameters of the API, each None for not given:
 
                 - `functions`: descriptions of functions that the model may call;
@@ -311,7 +317,8 @@ class Client:
         del prompt, messages, params
         if isinstance(call, Exception):
             raise call
-        call.on_send, call.waits_for_room = read_on_send(on_send), wait_for_room
+        call.on_send, call.on_settled = read_on_send(on_send), on_settled
+        call.waits_for_room = wait_for_room
         if via_stream is not None:
             call.via_stream = read_via_stream(via_stream)
         return await self._dispatcher.complete(call)
@@ -398,7 +405,10 @@ class Client:
         """
         from piapi_async.fanout import Result, Results  # deferred: it needs anyio, which few programs load otherwise
 
-        self._check_usable()
+        unusable = self._why_unusable()
+        if unusable is not None:
+            del prompts, params
+            raise unusable
         check_names(params)
 
         async def ask(index: int, item: Item) -> Result:
@@ -416,6 +426,8 @@ class Client:
             return Result(index, call.request, completion, error, self._dispatcher.clock() - call.began, key=key)
 
         width = concurrency if concurrency is not None else self.limits.concurrency
+        if isinstance(width, int) and width > 0:  # `Results` refuses anything else
+            width = fit_open_files(width)
         return Results(read_items(prompts), ask, concurrency=width, ordered=ordered)
 
     def quote(
@@ -456,7 +468,9 @@ class Client:
         stream: bool = False,
     ) -> Call | _Refusal:
         """Make a call of what the caller passed, or the refusal to be raised."""
-        self._check_usable()
+        unusable = self._why_unusable()
+        if unusable is not None:
+            return unusable
         dispatcher = self._dispatcher
         now = dispatcher.clock()
         try:
@@ -482,19 +496,19 @@ class Client:
         except (InvalidRequestError, TypeError) as error:
             return error.with_traceback(None)
 
-    def _check_usable(self) -> None:
+    def _why_unusable(self) -> RuntimeError | None:
         try:
             usable = asyncio.get_running_loop() is self._loop
         except RuntimeError:  # none is running, as in the child of a fork
             usable = False
         if usable:
-            return
+            return None
         if self._loop is None:
             state = "closed" if self._opened else "not open"
-            raise RuntimeError(f"the client is {state}; use it inside `async with Client(...) as client:`")
+            return RuntimeError(f"the client is {state}; use it inside `async with Client(...) as client:`")
         if os.getpid() != self._pid:
-            raise RuntimeError("the client was opened before this process forked; make another in the child")
-        raise RuntimeError("the client belongs to another event loop; make one for each loop")
+            return RuntimeError("the client was opened before this process forked; make another in the child")
+        return RuntimeError("the client belongs to another event loop; make one for each loop")
 
     def _request(self, prompt: Prompt, model: str | None, params: ChatParams, *, stream: bool) -> ChatRequest:
         request = make_request(prompt, model, self.model, params, stream=stream)

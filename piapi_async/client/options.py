@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import ssl as ssl_module
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
@@ -15,7 +16,13 @@ from piapi_async.models import ChatParams, ChatRequest, Message, Prompt
 from piapi_async.models.checks import plain_number
 from piapi_async.models.requests import check_names
 from piapi_async.policy import Deadline, Health, Limits, Retry, Timeout
-from piapi_async.provider import Provider, read_keys
+from piapi_async.provider import Provider, check_base_url, check_proxy, read_keys
+
+BASE_URL = "https://api.piapi.ai/v1"
+"""Where PiAPI answers, by its page."""
+
+FILES_LEFT = 64
+"""Open files that are left to the rest of the process (ours)."""
 
 
 class KeyedPrompts(Protocol):
@@ -143,6 +150,42 @@ def read_api_key(api_key: object) -> tuple[Secret, ...] | ConfigurationError:
     if api_key is None:
         return ConfigurationError("api_key: there is none; pass it, or set the environment variable PIAPI_API_KEY")
     return read_keys(api_key)
+
+
+def read_base_url(base_url: str | None, *, allow_http: bool) -> str | ConfigurationError:
+    """Return where PiAPI is asked, or the error to raise where no URL is bound: it may hold a password."""
+    try:
+        return check_base_url(base_url or os.environ.get("PIAPI_BASE_URL") or BASE_URL, allow_http=allow_http)
+    except ConfigurationError as error:
+        return error.with_traceback(None)
+
+
+def read_proxy(proxy: str | None) -> Secret | ConfigurationError | None:
+    """Return the URL of a proxy, which may hold a password, or the error to raise where it is not bound."""
+    try:
+        return None if proxy is None else Secret(check_proxy(proxy))
+    except ConfigurationError as error:
+        return error.with_traceback(None)
+
+
+def fit_open_files(concurrency: int) -> int:
+    """Return how many requests may be under way at once, where each takes one of the files that a process may open."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return concurrency
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY or concurrency + FILES_LEFT <= limit:
+        return concurrency
+    fitting = max(1, limit - FILES_LEFT)
+    logging.getLogger("piapi_async").warning(
+        "this process may open no more than %d files, so %d requests go out at once instead of %d; raise the limit "
+        "with `ulimit -n`, or lower the concurrency",
+        limit,
+        fitting,
+        concurrency,
+    )
+    return fitting
 
 
 def _is_list_of_providers(value: object) -> bool:

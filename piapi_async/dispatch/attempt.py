@@ -79,6 +79,7 @@ class AttemptInFlight:
         self._probe = False  # whether the breaker waits to be told how it ended
         self._proved = False  # whether a probe's first event has told the breaker already
         self._sent = False
+        self._told_of = False  # whether `on_send` was called for a request that is under way
         self._exchange: Exchange | None = None
         self._status: int | None = None
         self._request_id: str | None = None
@@ -111,6 +112,7 @@ class AttemptInFlight:
             route = dispatcher.router.choose(call, now)
         await self._reserve_in_time(route)
         try:
+            self._check_open(route, now)
             if call.waits_for_room:  # then it may have fallen sick meanwhile too
                 now = dispatcher.clock()
                 if not route.key.admits(call.model, now):
@@ -124,6 +126,22 @@ class AttemptInFlight:
             self._release()
             raise
         return self
+
+    def _check_open(self, route: Route, began: float) -> None:
+        """Check that the client was not closed since the call began, though it may be open again.
+
+        Raises:
+            APIConnectionError: It was.
+        """
+        call = self.call
+        if call.closings != self._dispatcher.closings:
+            error = APIConnectionError(
+                "the client was closed while a call waited to be sent again; keep it open",
+                kind="closed",
+                maybe_billed=any(failure.error.maybe_billed for failure in call.failures.values()),
+            )
+            self._turn_away(route, began, error)
+            raise error
 
     def try_enter(self, route: Route, now: float) -> bool:
         """Enter without any wait, at one provider and no other, and say whether that was possible.
@@ -315,6 +333,7 @@ class AttemptInFlight:
         while exchange is None:
             if call.on_send is not None:
                 _tell(call.on_send)
+                self._told_of = True
             call.sent += 1
             headers = request_headers(call.idempotency_key, call.sent, stream=self.by_stream)
             try:
@@ -329,6 +348,7 @@ class AttemptInFlight:
                 self._began = now
                 self._sent = False  # nobody has read it
                 call.resent = call.fresh = True
+                self._tell_of_end()
         self._sent = True
         self._exchange = exchange
         self._status = exchange.status
@@ -461,6 +481,13 @@ class AttemptInFlight:
             self._compare(billing.keep(account, self._reserved, call.request, call.model, provider, self._came))
         else:
             self._release()
+        self._tell_of_end()
+
+    def _tell_of_end(self) -> None:
+        """Tell who keeps a journal that a request has ended without an answer, and is on the books if need be."""
+        if self._told_of and self.call.on_settled is not None:
+            self.call.on_settled()
+        self._told_of = False
 
     def _compare(self, bill: int | None) -> None:
         """Tell of a bill that is above its reservation, and reserve more for the model from now on."""

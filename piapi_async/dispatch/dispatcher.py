@@ -41,6 +41,7 @@ class Dispatcher:
         outcomes: Attempts by how they ended.
         hedgeable: How many calls could have been hedged.
         hedges: How many were.
+        closings: How often the client was closed.
     """
 
     upstreams: Sequence[Upstream]
@@ -56,6 +57,7 @@ class Dispatcher:
     outcomes: Counter[str] = attrs.field(factory=Counter[str])
     hedgeable: int = 0
     hedges: int = 0
+    closings: int = 0
 
     def __attrs_post_init__(self) -> None:
         self.room = Room(self.books)
@@ -67,13 +69,14 @@ class Dispatcher:
             APIError: There is none, and there is nowhere else to ask.
             BudgetExceededError: The budget has no room for an attempt.
         """
+        call.closings = self.closings
         while True:
             async with self._attempt(call) as attempt:
                 return await attempt.complete()
 
     async def stream(self, call: Call) -> AsyncGenerator[StreamItem, None]:
         """The same for a stream: another provider takes over silently until text has been handed out."""
-        call.live = True
+        call.live, call.closings = True, self.closings
         while True:
             async with self._attempt(call) as attempt:
                 first = await attempt.open_stream()
@@ -102,7 +105,8 @@ class Dispatcher:
         return HedgedAttempt(self, call)
 
     def close_gates(self) -> None:
-        """Send away the calls that wait for a place."""
+        """Send away the calls that wait for a place; those that wait for something else find out when they go on."""
+        self.closings += 1
         for upstream in self.upstreams:
             for key in upstream.keys:
                 key.gate.close()

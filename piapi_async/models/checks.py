@@ -7,6 +7,7 @@ they are OpenAI's, whose API it mirrors. Numbers of NumPy and members of a str `
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
@@ -19,6 +20,8 @@ from piapi_async.models.messages import FunctionCall, Message, ToolCall
 
 MAX_DEPTH = 100
 """How deep JSON may nest, in a request's functions, tools and extra_body as in an answer (ours)."""
+
+_SHORT_WORD = "[a-z_]{1,20}|[0-9]{1,10}"
 
 Check: TypeAlias = Callable[[str, object], object]
 
@@ -116,11 +119,19 @@ def check_json(field: str, value: object, depth: int = 0) -> object:
         return check_text(field, value)
     if isinstance(value, Mapping):
         pairs = cast("Mapping[object, object]", value).items()
-        return {check_text(f"{field} key", k): check_json(f"{field}.{k}", v, depth + 1) for k, v in pairs}
+        return {
+            check_text(f"{field} key", k): check_json(f"{field}.{_name_of(k, i)}", v, depth + 1)
+            for i, (k, v) in enumerate(pairs)
+        }
     if isinstance(value, (list, tuple)):
         items = cast("Sequence[object]", value)
         return tuple(check_json(f"{field}[{i}]", item, depth + 1) for i, item in enumerate(items))
     return _check_json_number(field, value)
+
+
+def _name_of(key: object, index: int) -> str:
+    """What to call a key in an error: a short word or number as it is, another by its place, as it may be a prompt."""
+    return str(key) if re.fullmatch(_SHORT_WORD, str(key)) else f"[key {index + 1}]"
 
 
 def _check_json_number(field: str, value: object) -> int | float:
@@ -191,8 +202,8 @@ def check_bias(field: str, value: object) -> Mapping[str, int | float]:
         raise refuse(field, f"{_shown(value)} is not a mapping", "map token ids to numbers from -100 to 100")
     pairs = cast("Mapping[object, object]", value).items()
     return {
-        check_text(f"{field} key", str(token)): check_number(f"{field}[{token}]", bias, -100, 100)
-        for token, bias in pairs
+        check_text(f"{field} key", str(token)): check_number(f"{field}[{_name_of(token, i)}]", bias, -100, 100)
+        for i, (token, bias) in enumerate(pairs)
     }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 from datetime import UTC, datetime
 from decimal import Decimal
 
 __all__ = [
     "DAY",
     "decimal_places",
+    "escape",
     "format_count",
     "format_dollars",
     "format_rate",
@@ -21,6 +23,14 @@ __all__ = [
 
 DAY = 86400.0
 """Seconds."""
+
+
+_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
+
+
+def escape(text: str) -> str:
+    """Make a text from outside fit for the page: no markup, no control characters."""
+    return html.escape(text.translate(_CONTROLS))
 
 
 def shorten(text: str, length: int) -> str:

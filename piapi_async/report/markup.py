@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from html import escape
+
+from piapi_async.report.formatting import escape
 
 __all__ = ["card", "colour_key", "document", "fold", "quote", "section", "table", "timestamp"]
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
-from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING
+
+from piapi_async.report.formatting import escape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

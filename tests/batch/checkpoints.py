@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from piapi_async.batch.checkpoint import Checkpoint
-from piapi_async.batch.records import Note, key_of, make_line
+from piapi_async.batch.records import Note, key_of, make_line, read_short_note
 from piapi_async.batch.rows import Row
 
 REQUEST = "0123456789abcdef"
@@ -30,6 +30,13 @@ def line(number: int, *, request: str = REQUEST, **note: Any) -> bytes:
     body = {"choices": [{"message": {"content": f"answer {number}, \N{SNOWMAN}"}}]}
     response = None if note.get("failed") else {"status_code": 200, "request_id": "", "body": body}
     return make_line(name, response, None, Note(key=key_of(name), request=request, **note))
+
+
+def put(found: Checkpoint, content: bytes) -> None:
+    """Save a result."""
+    note = read_short_note(content)
+    assert note is not None
+    found.save(content, note.key, Decimal(note.unknown))
 
 
 @contextmanager
@@ -54,6 +61,11 @@ def pending(found: Checkpoint, numbers: range) -> list[int]:
 def inflight(out: Path) -> Path:
     """The file of what is in flight."""
     return out.with_name(f"{out.name}.inflight")
+
+
+def aside(out: Path) -> Path:
+    """The file of what was damaged."""
+    return out.with_name(f"{out.name}.set-aside")
 
 
 def replace(path: Path, content: bytes | bytearray) -> None:

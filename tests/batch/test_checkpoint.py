@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from piapi_async import BatchError
 from piapi_async.batch import ids
-from piapi_async.batch.checkpoint import NO_SLOT, Checkpoint
+from piapi_async.batch.checkpoint import Checkpoint
 from piapi_async.batch.inflight import SLOT
-from tests.batch.checkpoints import NOTHING, file_limit, inflight, line, opened, replace, row
+from tests.batch.checkpoints import NOTHING, file_limit, inflight, line, opened, put, replace, row
 
 # -- K4: a full disk -------------------------------------------------------------------------------------------------
 
@@ -26,10 +26,11 @@ def test_K4_a_line_to_dev_full() -> None:
     found = Checkpoint("/dev/full")
     for _ in found.load():
         pytest.fail("there is nothing to read in a device")
-    assert found.mark_sent(row(1), NOTHING) == NO_SLOT
-    found.save(line(1))
+    found.mark_sent(row(1), NOTHING)
+    assert found.sent == ()
+    put(found, line(1))
     assert found.is_full
-    found.save(line(2))
+    put(found, line(2))
     with pytest.raises(BatchError, match="No space left on device") as caught:
         found.close()
     assert caught.value.unsaved == (line(1), line(2))
@@ -41,9 +42,10 @@ def test_K4_a_write_that_is_cut_short(out: Path, room: int) -> None:
     good = b"".join(lines[:2])
     with file_limit(len(good) + room), pytest.raises(BatchError, match="File too large") as caught:
         with opened(out, room=4) as found:
-            slots = [found.mark_sent(row(n), Decimal(n)) for n in range(4)]
             for n in range(4):
-                found.save(lines[n], slots[n])
+                found.mark_sent(row(n), Decimal(n))
+            for n in range(4):
+                put(found, lines[n])
                 assert found.is_full is (n >= 2)
             assert out.read_bytes() == good
             assert found.sent == ()  # their results are there, though not in the file
@@ -54,7 +56,8 @@ def test_K4_a_write_that_is_cut_short(out: Path, room: int) -> None:
         assert set(found.maybe_billed) == {"row-2", "row-3"}
         assert found.earlier.unknown == 2 + 3
         for n in (2, 3, 4):
-            found.save(lines[n], found.mark_sent(row(n), NOTHING))
+            found.mark_sent(row(n), NOTHING)
+            put(found, lines[n])
     assert out.read_bytes() == b"".join(lines)
     assert not inflight(out).exists()
 
@@ -63,10 +66,10 @@ def test_K4_room_again_before_it_closes(out: Path) -> None:
     found = Checkpoint(out)
     for _ in found.load():
         pytest.fail("there is nothing to read")
-    slot = found.mark_sent(row(1), NOTHING)
+    found.mark_sent(row(1), NOTHING)
     with file_limit(SLOT):
-        found.save(line(1), slot)
-        found.save(line(2))
+        put(found, line(1))
+        put(found, line(2))
     assert list(found.unsaved) == [line(1), line(2)]
     found.close()
     assert list(found.unsaved) == []
@@ -82,12 +85,13 @@ def test_K4_no_room_to_note_what_is_in_flight(out: Path) -> None:
         with pytest.raises(BatchError, match="File too large"):
             Checkpoint(out, room=4)
         with opened(out, room=3) as found:
-            slots = [found.mark_sent(row(n), NOTHING) for n in range(4)]
-            assert slots == [2, 1, 0, NO_SLOT]
-            assert found.is_full
-            found.save(line(0), slots[0])
-            found.mark_unbilled(slots[3])
-            found.keep_sent(slots[3])
+            for n in range(4):
+                found.mark_sent(row(n), NOTHING)
+                assert found.is_full == (n == 3)
+            assert found.sent == ("row-0", "row-1", "row-2")
+            put(found, line(0))
+            found.mark_unbilled(row(3))
+            found.keep_sent(row(3))
             assert list(found.unsaved) == [line(0)]
     assert list(found.unsaved) == []  # there was room for it
     assert out.read_bytes() == line(0)
@@ -154,13 +158,15 @@ def test_property_each_id_once_whatever_happens(out: Path, history: Any) -> None
             assert set(todo) == set(range(ROWS)) - set(expected)
             saved = todo[:count]
             for n in saved:
-                slot = found.mark_sent(row(n), Decimal(1))
-                found.save(line(n, failed=n in failing), slot)
-            under_way = [found.mark_sent(row(n), Decimal(1)) for n in todo[count : count + 2]]
+                found.mark_sent(row(n), Decimal(1))
+                put(found, line(n, failed=n in failing))
+            under_way = [row(n) for n in todo[count : count + 2]]
+            for each in under_way:
+                found.mark_sent(each, Decimal(1))
             content = out.read_bytes()
             if kill is None:
-                for slot in under_way:
-                    found.mark_unbilled(slot)
+                for each in under_way:
+                    found.mark_unbilled(each)
         if kill is not None:
             replace(out, content[: start + round((len(content) - start) * kill)])
         records = [record for each in out.read_bytes().split(b"\n") if (record := parse(each))]

@@ -17,7 +17,7 @@ from piapi_async import BatchError
 from piapi_async.batch.checkpoint import Checkpoint
 from piapi_async.batch.ids import CACHE_KIB
 from piapi_async.batch.records import LINES_A_TURN, key_of, read_notes
-from tests.batch.checkpoints import NOTHING, REQUEST, file_limit, line, opened, pending, replace, row
+from tests.batch.checkpoints import NOTHING, REQUEST, aside, file_limit, line, opened, pending, put, replace, row
 
 # -- what earlier runs left ------------------------------------------------------------------------------------------
 
@@ -43,8 +43,9 @@ def test_retry_failed_takes_failures_out(out: Path, newline: bytes) -> None:
         assert (found.earlier.done, found.earlier.failed, found.earlier.broken) == (2, 0, 0)
         assert found.earlier.unknown == Decimal("0.5")
         assert pending(found, range(1, 5)) == [2, 4]
-        found.save(line(2))
-    assert out.read_bytes() == line(1) + line(3) + line(2)
+        last = line(2, run=found.run, unknown="0.5")
+        put(found, last)
+    assert out.read_bytes() == line(1) + line(3) + last
     assert stat.S_IMODE(out.stat().st_mode) == 0o640
     assert list(out.parent.iterdir()) == [out]
 
@@ -120,7 +121,7 @@ def test_the_first_of_two_results_counts(out: Path) -> None:
 def test_an_empty_file_will_do(out: Path) -> None:
     out.touch()
     with opened(out) as found:
-        found.save(line(1))
+        put(found, line(1))
     assert out.read_bytes() == line(1)
 
 
@@ -130,7 +131,8 @@ def test_the_rest_of_a_killed_repair(out: Path) -> None:
     with opened(out) as found:
         assert (found.earlier.done, found.earlier.broken) == (2, 1)
     assert out.read_bytes() == line(1) + line(2)
-    assert list(out.parent.iterdir()) == [out]
+    assert set(out.parent.iterdir()) == {out, aside(out)}
+    assert aside(out).read_bytes() == b"broken\n"
 
 
 def test_no_room_for_a_repair(out: Path) -> None:
@@ -158,7 +160,7 @@ def check_cut(out: Path, lines: list[bytes], cut: int) -> None:
         assert found.earlier.torn is (cut > len(good)), cut
         assert (found.earlier.done, found.earlier.broken) == (len(whole), 0)
         assert [n for n in range(len(lines)) if not found.admit(row(n))] == whole
-        found.save(line(99))
+        put(found, line(99))
     assert out.read_bytes() == good + line(99), cut
 
 
@@ -200,7 +202,7 @@ def test_K3_a_byte_flipped(out: Path, victim: int) -> None:
         with opened(out) as found:
             assert (found.earlier.done, found.earlier.broken, found.earlier.torn) == (2, 1, False), at
             assert pending(found, range(3)) == [victim]
-            found.save(lines[victim])
+            put(found, lines[victim])
         kept = [each for n, each in enumerate(lines) if n != victim]
         assert out.read_bytes() == b"".join(kept) + lines[victim]
 
@@ -210,15 +212,17 @@ def test_K3_random_damage(out: Path) -> None:
     lines = [line(n) for n in range(20)]
     for _ in range(50):
         damaged = list(lines)
-        victims = dice.sample(range(20), dice.randrange(1, 19))
+        victims = dice.sample(range(20), dice.randrange(1, 11))
         for victim in victims:
             content = bytearray(lines[victim])
             for at in dice.sample(range(len(content) - 1), 9):
                 content[at] = dice.choice(b"\0 {}\"'\\\xff\xc3x0")
             damaged[victim] = bytes(content)
         replace(out, b"".join(damaged))
+        aside(out).unlink(missing_ok=True)
         with opened(out) as found:
             assert found.earlier.broken == sum(a != b for a, b in zip(lines, damaged, strict=True))
+        assert aside(out).read_bytes() == b"".join(b for a, b in zip(lines, damaged, strict=True) if a != b)
         assert out.read_bytes() == b"".join(a for a, b in zip(lines, damaged, strict=True) if a == b)
 
 
@@ -268,9 +272,11 @@ def test_K22_a_newer_version_is_refused(out: Path, content: bytes, before: bytes
 
 
 def test_K22_whole_lines_of_another_format(out: Path) -> None:
-    out.write_bytes(line(1) + versioned(b'{"version":1,"id":5') + versioned(b'{"version":"x"'))
+    strange = versioned(b'{"version":1,"id":5') + versioned(b'{"version":"x"')
+    out.write_bytes(line(1) + strange + line(2))
     with opened(out) as found:
-        assert (found.earlier.done, found.earlier.broken) == (1, 2)
+        assert (found.earlier.done, found.earlier.broken) == (2, 2)
+    assert aside(out).read_bytes() == strange
 
 
 MEASURE = """

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
-from piapi_async import BatchStatus, BudgetExceededError, run_batch
+from piapi_async import BatchStatus, BudgetExceededError, Retry, run_batch
+from piapi_async.batch.earlier import Earlier
 from piapi_async.batch.records import read_notes
 from piapi_async.cli.batch import summary
 from piapi_async.testing import Delay, Drop, LocalServer, Stall, Status
-from tests.batch.runs import MODEL, check_whole, ended, opened, prompts, records, run, worst_case, write
+from tests.batch.checkpoints import inflight
+from tests.batch.checkpoints import opened as opened_checkpoint
+from tests.batch.runs import (
+    MODEL,
+    check_whole,
+    ended,
+    exists,
+    opened,
+    prompts,
+    records,
+    run,
+    until,
+    worst_case,
+    write,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -119,6 +137,93 @@ async def test_K16_failures_that_may_be_billed_count_once(server: LocalServer, t
     status = await run(server, source, out, max_tokens=100)
     assert (status.done, status.unknown) == (12, unknown)
     assert (await run(server, source, out, max_tokens=100)).unknown == unknown
+
+
+def killed(out: Path) -> Earlier:
+    """What a run would find that begins now, if the one under way were killed."""
+    copy = out.parent / "copy"
+    copy.mkdir()
+    for path in (out, inflight(out)):
+        if path.exists():
+            shutil.copy(path, copy)
+    with opened_checkpoint(copy / out.name) as found:
+        earlier = found.earlier
+    shutil.rmtree(copy)
+    return earlier
+
+
+async def killed_while_it_waits(server: LocalServer, out: Path, sent: int, **arguments: Any) -> tuple[Earlier, Earlier]:
+    """What a run leaves when it is killed once so many requests went out, and what it leaves when it is cancelled."""
+    before = len(server.requests)
+    async with anyio.create_task_group() as group:
+        group.start_soon(partial(run, server, prompts(1), out, max_tokens=100, **arguments))
+        await until(lambda: len(server.requests) - before == sent)
+        found = killed(out)
+        group.cancel_scope.cancel()
+    return found, killed(out)
+
+
+@pytest.mark.parametrize(
+    ("faults", "billed"),
+    [
+        ([Status(504), Status(504)], 3),
+        ([Status(503), Status(503)], 1),
+        ([Status(504), Status(503), Status(504)], 3),
+        ([Status(429)] * 4, 1),
+        ([], 1),
+    ],
+)
+@pytest.mark.parametrize("retry", [Retry(attempts=6, base=0.001, cap=0.001, throttle_base=0.001, throttle_cap=0.001)])
+async def test_K16_every_request_of_a_row_is_on_record(
+    server: LocalServer, out: Path, faults: list[Any], billed: int, retry: Retry
+) -> None:
+    worst = await worst_case(server)
+    server.faults = [*faults, Stall()]
+    options: Any = {"retry": retry}
+    found, ended = await killed_while_it_waits(server, out, len(faults) + 1, options=options)
+    assert (found.unknown, ended.unknown) == (billed * worst, billed * worst)
+    server.faults = [*faults[:1], Stall()]
+    more = billed + (1 + (faults[:1] == [Status(504)]))
+    found, ended = await killed_while_it_waits(server, out, len(faults[:1]) + 1, options=options)
+    assert (found.unknown, ended.unknown) == (more * worst, more * worst)
+    server.faults = []
+    status = await run(server, prompts(1), out, max_tokens=100)
+    assert (status.done, status.unknown) == (1, more * worst)
+    assert killed(out).unknown == more * worst
+    assert not exists(inflight(out))
+
+
+async def test_K16_a_request_that_has_ended_is_on_record_no_more(server: LocalServer, out: Path) -> None:
+    worst = await worst_case(server)
+    server.faults = [Status(503), Stall()]
+    options: Any = {"retry": Retry(attempts=2, base=0.001, cap=0.001, hedge=True)}
+    found, _ = await killed_while_it_waits(server, out, 2, options=options)
+    assert found.unknown == worst  # the first one was refused, which nobody bills
+
+
+async def test_K16_retry_failed_forgets_no_bill(server: LocalServer, out: Path) -> None:
+    worst = await worst_case(server)
+    server.faults = [Status(504)]
+    assert (await run(server, prompts(1), out, max_tokens=100)).unknown == worst
+    server.faults = [Stall()]
+    found, ended = await killed_while_it_waits(server, out, 1, retry_failed=True)
+    assert (found.failed, found.unknown, ended.unknown) == (0, 2 * worst, 2 * worst)
+    server.faults = []
+    status = await run(server, prompts(1), out, max_tokens=100)
+    assert (status.done, status.unknown, killed(out).unknown) == (1, 2 * worst, 2 * worst)
+
+
+async def test_K16_a_row_that_stays_pending_keeps_the_bills_of_its_first_requests(
+    server: LocalServer, out: Path
+) -> None:
+    worst = await worst_case(server)
+    server.faults = [Status(504), Status(503)]
+    options: Any = {"retry": Retry(attempts=2, base=0.001, cap=0.001)}
+    status = await run(server, prompts(1), out, max_tokens=100, stop_after=1, options=options)
+    assert (status.stopped, status.unknown, killed(out).unknown) == ("failures", worst, worst)
+    server.faults = []
+    assert (await run(server, prompts(1), out, max_tokens=100)).unknown == worst
+    assert (await run(server, prompts(1), out, max_tokens=100)).unknown == worst
 
 
 # -- K19: no price ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 
 from piapi_async import BatchError
 from piapi_async.batch.checkpoint import Checkpoint
-from tests.batch.checkpoints import line, opened
+from tests.batch.checkpoints import line, opened, put
 
 # -- K5 to K7: the path and the lock ---------------------------------------------------------------------------------
 
@@ -31,7 +31,7 @@ def test_K5_a_link_is_not_followed(out: Path, name: str) -> None:
     assert target.read_bytes() == b"precious"
     link.unlink()
     with opened(out) as found:  # it had let the lock go
-        found.save(line(1))
+        put(found, line(1))
 
 
 def test_K6_two_on_one_file(out: Path) -> None:
@@ -40,7 +40,7 @@ def test_K6_two_on_one_file(out: Path) -> None:
         for options in ({}, {"retry_failed": True}):
             with pytest.raises(BatchError, match="another batch is writing it"):
                 Checkpoint(out, **cast("Any", options))
-        first.save(line(2))
+        put(first, line(2))
     with opened(out) as second:
         assert second.earlier.done == 2
 
@@ -84,5 +84,5 @@ def test_K7_the_lock_dies_with_its_process(out: Path) -> None:
         finally:
             holder.kill()
     with opened(out) as found:
-        found.save(line(1))
+        put(found, line(1))
     assert out.read_bytes() == line(1)

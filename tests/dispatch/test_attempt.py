@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import attrs
 import pytest
 
 from benchmarks.outage import VirtualLoop
@@ -140,6 +141,40 @@ async def test_a_call_that_waits_when_the_client_closes() -> None:
         await waiting
     assert (caught.value.kind, [each.kind for each in caught.value.attempts]) == ("closed", ["closed"])
     world.key().gate.leave()
+    world.assert_idle()
+
+
+async def test_what_brought_no_answer_is_told_once_it_is_on_the_books() -> None:
+    lost = broken(APIConnectionError("reset", kind="reset", maybe_billed=True))
+    gone = broken(APIConnectionError("closed", kind="stale", maybe_billed=True))
+    world = make({"one": [lost, refused(503), gone, lost, OK]}, retry=Retry(attempts=4), budget=9 * WORST)
+    seen: list[tuple[str, int]] = []
+    await world.complete(
+        on_send=lambda: seen.append(("sent", world.books.unknown)),
+        on_settled=lambda: seen.append(("settled", world.books.unknown)),
+    )
+    assert seen == [
+        *[("sent", 0), ("settled", WORST)],
+        *[("sent", WORST), ("settled", WORST)],
+        *[("sent", WORST), ("settled", WORST)],  # on a stale connection
+        *[("sent", WORST), ("settled", 2 * WORST)],
+        ("sent", 2 * WORST),  # the answer's
+    ]
+
+
+@pytest.mark.parametrize("think", [0.0, 10.0], ids=["by then", "not yet"])
+async def test_a_call_that_waits_for_another_try_when_the_client_closes(think: float) -> None:
+    """It does not go on at a client that is open again; whether it has failed already or not."""
+    refusal = attrs.evolve(refused(503), think=think)
+    world = make({"one": [refusal, OK]}, budget=5 * WORST, retry=Retry(base=100, cap=100))
+    waiting = asyncio.create_task(world.complete())
+    await asyncio.sleep(1)
+    world.dispatcher.close_gates()
+    with pytest.raises(APIConnectionError) as caught:
+        await waiting
+    assert [each.kind for each in caught.value.attempts] == ["status", "closed"]
+    assert (caught.value.kind, caught.value.maybe_billed) == ("closed", False)
+    assert world.sent_to() == ["one"]
     world.assert_idle()
 
 

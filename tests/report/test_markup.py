@@ -43,3 +43,10 @@ def test_a_section_without_a_chart_is_a_sentence() -> None:
 
 def test_a_time_is_read_by_machines_too() -> None:
     assert timestamp(NOON + 5) == '<time datetime="2026-11-18T12:00:05Z">2026-11-18 12:00:05</time>'
+
+
+def test_no_control_character_is_on_the_page() -> None:
+    raw = "\x1b]0;title\x07\x9b31m\r"
+    page = document(raw, [card(raw, raw, raw), quote(raw), section(quote(raw), quote(raw)), fold(raw, "")])
+    assert "\N{REPLACEMENT CHARACTER}]0;title" in page
+    assert not {"\x1b", "\x07", "\x9b", "\r"} & set(page)
