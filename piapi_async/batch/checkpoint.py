@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -62,8 +62,10 @@ class Checkpoint:
         except OSError as error:
             problem = explain(path, error)
         else:
-            noted: Mapping[str, Decimal] = {} if self._inflight is None else self._inflight.noted
-            self._reader = EarlierReader(self._output, self._ids, noted, self._note_run, retry_failed=retry_failed)
+            slots = self._inflight
+            noted: Mapping[str, Decimal] = {} if slots is None else slots.noted
+            note: Callable[[str, Decimal], None] = (lambda *_: None) if slots is None else slots.note_run
+            self._reader = EarlierReader(self._output, self._ids, noted, note, retry_failed=retry_failed)
             self.run = os.urandom(4).hex()
             # Unknown bills of this run, those of earlier ones included that no line tells of:
             self._told = Decimal(0)  # by its lines
@@ -190,13 +192,9 @@ class Checkpoint:
         if amount != self._noted:
             with self._catching_problems():
                 if amount:
-                    self._note_run(self.run, amount)
+                    self._inflight.note_run(self.run, amount)
                 self._inflight.forget_runs(besides=self.run if amount else None)
                 self._noted = amount
-
-    def _note_run(self, run: str, amount: Decimal) -> None:
-        if self._inflight is not None:
-            self._inflight.note_run(run, amount)
 
     def mark_unbilled(self, row: Row) -> None:
         """Note that what this run sent for a row was not billed, and that it is yet to be done."""
