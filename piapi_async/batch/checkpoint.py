@@ -23,6 +23,9 @@ from piapi_async.errors import BatchError
 __all__ = ["Checkpoint"]
 
 
+_note_nowhere: Callable[[str, Decimal], None] = lambda _run, _amount: None  # noqa: E731  # nothing to be noted
+
+
 class Checkpoint:
     """The files of a batch.
 
@@ -64,7 +67,7 @@ class Checkpoint:
         else:
             slots = self._inflight
             noted: Mapping[str, Decimal] = {} if slots is None else slots.noted
-            note: Callable[[str, Decimal], None] = (lambda *_: None) if slots is None else slots.note_run
+            note = _note_nowhere if slots is None else slots.note_run
             self._reader = EarlierReader(self._output, self._ids, noted, note, retry_failed=retry_failed)
             self.run = os.urandom(4).hex()
             # Unknown bills of this run, those of earlier ones included that no line tells of:
