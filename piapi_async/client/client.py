@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias, Unpack, cast
 
 from piapi_async.billing import Billing, Quote
 from piapi_async.catalog import ModelInfo, allows
@@ -426,7 +426,7 @@ class Client:
             return Result(index, call.request, completion, error, self._dispatcher.clock() - call.began, key=key)
 
         width = concurrency if concurrency is not None else self.limits.concurrency
-        if isinstance(width, int) and width > 0:  # `Results` refuses anything else
+        if isinstance(cast("object", width), int) and width > 0:  # `Results` refuses anything else
             width = fit_open_files(width)
         return Results(read_items(prompts), ask, concurrency=width, ordered=ordered)
 
