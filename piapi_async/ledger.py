@@ -254,6 +254,8 @@ class Ledger:
         return f"{table}\n\n{budget}".rstrip()
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_books"):  # a traceback out of __init__ may ask
+            return "<Ledger unmade>"
         budget = "" if self._books.budget is None else f" budget={self.budget:f}"
         return f"<Ledger spent={self.spent:f} reserved={self.reserved:f} unknown={self.unknown:f}{budget}>"
 

@@ -38,7 +38,8 @@ from piapi_async import (
     run_batch,
 )
 from piapi_async.catalog import CATALOG, ModelInfo
-from piapi_async.errors import Secret
+from piapi_async.errors import APIError, Secret
+from piapi_async.pool import SessionPool
 from piapi_async.testing import Cut, LocalServer, Status
 
 NO_VALUES = {"Client", "ChatStream", "Results", "SSEDecoder"}
@@ -233,3 +234,20 @@ def test_a_request_is_a_value_too() -> None:
 def test_the_types_of_fields_can_be_read(cls: type[Any]) -> None:
     """As cattrs and other converters do."""
     assert set(get_type_hints(cls)) >= {field.name for field in attrs.fields(cls)}
+
+
+OF_THEIR_OWN = [
+    cls
+    for cls in (Client, piapi_async.ChatStream, Ledger, SSEDecoder, Secret, SessionPool, PiAPIError, APIError)
+    if "__repr__" in vars(cls)
+]
+
+
+@pytest.mark.parametrize("cls", OF_THEIR_OWN)
+def test_what_is_half_made_can_be_shown(cls: type[Any]) -> None:
+    """A traceback out of `__init__` that shows local variables has such an object."""
+    assert cls.__name__ in repr(cls.__new__(cls))
+
+
+def test_there_are_classes_that_show_themselves() -> None:
+    assert {Client, Ledger, Secret, SessionPool} <= set(OF_THEIR_OWN)

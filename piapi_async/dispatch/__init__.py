@@ -1,9 +1,11 @@
 """Carries out what `route` decides: attempts as context managers, waits, hedges.
 
-attempt     one attempt, and all that belongs to it
-hedge       two attempts that stand for one
-dispatcher  one attempt after another, until one answers
-statistics  the state of it all
+attempt      one attempt, and all that belongs to it
+reservation  its money
+room         waits for room in the budget
+hedge        two attempts that stand for one
+dispatcher   one attempt after another, until one answers
+statistics   the state of it all
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ stays behind wherever a caller is cancelled.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from types import TracebackType
@@ -16,11 +15,9 @@ from typing import TYPE_CHECKING, Self
 
 import attrs
 
-from piapi_async.billing import Account
 from piapi_async.breaker import Breaker
-from piapi_async.catalog import to_dollars
+from piapi_async.dispatch.reservation import Reservation
 from piapi_async.errors import APIConnectionError, APIError, APIStatusError, InvalidRequestError, NotFoundError
-from piapi_async.ledger import show_dollars
 from piapi_async.models import Attempt, ChatCompletion, ChatCompletionChunk, Usage
 from piapi_async.policy import Deadline, retry_rule, wants_new_connection
 from piapi_async.pool import Exchange
@@ -42,8 +39,6 @@ from piapi_async.wire import (
 
 if TYPE_CHECKING:
     from piapi_async.dispatch.dispatcher import Dispatcher
-
-_log = logging.getLogger("piapi_async")
 
 ERROR_BODY_SECONDS = 5.0
 """How long the body of an error status may take; what has come by then must do (ours)."""
@@ -74,7 +69,7 @@ class AttemptInFlight:
         self.by_stream = False
         self.first_event: float | None = None
         self._dispatcher = dispatcher
-        self._reserved: int | None = None
+        self._reservation = Reservation(dispatcher, call)
         self._began = 0.0
         self._probe = False  # whether the breaker waits to be told how it ended
         self._proved = False  # whether a probe's first event has told the breaker already
@@ -110,7 +105,7 @@ class AttemptInFlight:
                     route = dispatcher.router.choose(call, now)
         else:
             route = dispatcher.router.choose(call, now)
-        await self._reserve_in_time(route)
+        await self._reserve(route)
         try:
             self._check_open(route, now)
             if call.waits_for_room:  # then it may have fallen sick meanwhile too
@@ -123,7 +118,7 @@ class AttemptInFlight:
             else:
                 await self._wait_at_gate(route, now)
         except BaseException:
-            self._release()
+            self._reservation.release()
             raise
         return self
 
@@ -149,44 +144,23 @@ class AttemptInFlight:
         Raises:
             BudgetExceededError: The budget has no room for it.
         """
-        self._reserve()
+        self._reservation.take()
         if not route.key.gate.try_enter(self.call.tokens, now):
-            self._release()
+            self._reservation.release()
             return False
         self._begin(route, now)
         return True
 
-    def _amount(self) -> int:
-        """What is to be reserved by now."""
-        return self._dispatcher.billing.to_reserve(self.call.model, self.call.worst or 0)
-
-    def _reserve(self) -> None:
-        if self.call.worst is not None:
-            amount = self._amount()
-            self._dispatcher.books.reserve(amount)
-            self._reserved = amount
-
-    async def _reserve_in_time(self, route: Route) -> None:
-        """Reserve, for a call that waits for room as soon as there is some."""
-        call, dispatcher = self.call, self._dispatcher
-        if not call.waits_for_room or call.worst is None:
-            self._reserve()
-            return
-        began = dispatcher.clock()
+    async def _reserve(self, route: Route) -> None:
+        began = self._dispatcher.clock()
         try:
-            self._reserved = await dispatcher.room.reserve(self._amount, call.deadline)
+            await self._reservation.take_in_time()
         except APIError as error:
             failure = error.with_traceback(None)
         else:
             return
         self._turn_away(route, began, failure)
         raise failure
-
-    def _release(self) -> None:
-        if self._reserved is not None:
-            self._dispatcher.books.release(self._reserved)
-            self._reserved = None
-            self._dispatcher.room.changed()
 
     async def _wait_at_gate(self, route: Route, began: float) -> None:
         """Wait for a place. What was healthy when the call began to wait may not be so when its turn comes."""
@@ -200,24 +174,19 @@ class AttemptInFlight:
                 failure = error.with_traceback(None)
                 break
             now = dispatcher.clock()
-            if entered and (call.panic or route.key.admits(call.model, now)) and self._still_fits():
+            if entered and (call.panic or route.key.admits(call.model, now)) and self._reservation.is_enough:
                 self._begin(route, now)
                 return
             if entered:
                 route.key.gate.leave()
-            if not self._still_fits():
-                self._release()
-                await self._reserve_in_time(route)
+            if not self._reservation.is_enough:
+                self._reservation.release()
+                await self._reserve(route)
                 now = dispatcher.clock()
             route, began = dispatcher.router.choose(call, now), now
             call.panic = call.panic or route.panic
         self._turn_away(route, began, failure)
         raise failure
-
-    def _still_fits(self) -> bool:
-        """Whether the reservation is enough by now, and the budget not passed: a bill may have been above its own."""
-        books = self._dispatcher.books
-        return self._reserved is None or (books.fits(0) and self._reserved >= self._amount())
 
     def _turn_away(self, route: Route, began: float, error: APIError) -> None:
         """Note that the call gave up at the gate; that says nothing about the provider."""
@@ -414,9 +383,7 @@ class AttemptInFlight:
     def _succeed(self, completion: ChatCompletion, now: float) -> None:
         usage, gate, dispatcher = completion.usage, self.key.gate, self._dispatcher
         self._leave(now, good=True)
-        bill = dispatcher.billing.book(self._account(), self._reserved, *self._tokens, estimated=usage is None)
-        completion.cost = None if bill is None else to_dollars(bill)
-        self._compare(bill)
+        completion.cost = self._reservation.book(self.upstream, self._tokens, estimated=usage is None)
         completion.cost_estimated = usage is None
         self._record(now, "ok", usage)
         completion.provider = self.upstream.provider.name
@@ -476,11 +443,9 @@ class AttemptInFlight:
     def _settle(self, *, billed: bool) -> None:
         """Keep or release what was reserved, for an attempt without an answer."""
         if billed:
-            call, provider = self.call, self.upstream.provider
-            account, billing = self._account(), self._dispatcher.billing
-            self._compare(billing.keep(account, self._reserved, call.request, call.model, provider, self._came))
+            self._reservation.keep(self.upstream, self._came)
         else:
-            self._release()
+            self._reservation.release()
         self._tell_of_end()
 
     def _tell_of_end(self) -> None:
@@ -488,28 +453,6 @@ class AttemptInFlight:
         if self._told_of and self.call.on_settled is not None:
             self.call.on_settled()
         self._told_of = False
-
-    def _compare(self, bill: int | None) -> None:
-        """Tell of a bill that is above its reservation, and reserve more for the model from now on."""
-        reserved, call = self._reserved, self.call
-        if bill is None or reserved is None or call.worst is None or bill <= reserved:
-            return
-        self._dispatcher.billing.grow(call.model, bill, call.worst)
-        _log.warning(
-            "%s: a call of %r cost %s, or may have, where %s was reserved for it; "
-            "from now on more is reserved for this model, by the same share",
-            self.upstream.provider.name,
-            call.model,
-            show_dollars(bill),
-            show_dollars(reserved),
-        )
-
-    def _account(self) -> Account:
-        accounts, model = self.upstream.accounts, self.call.model
-        account = accounts.get(model)
-        if account is None:
-            account = accounts[model] = self._dispatcher.billing.account(self.upstream.provider, model)
-        return account
 
     def _cool_down(self, failure: Failure, pause: float) -> None:
         """Make all callers of a key wait for as long as one of them was told to."""

@@ -204,7 +204,7 @@ class SessionPool:
         self._sessions: dict[Endpoint, EndpointSession] = {}
 
     def __repr__(self) -> str:
-        if not self._sessions:
+        if not getattr(self, "_sessions", None):  # a traceback out of __init__ may ask
             return "<SessionPool closed>"
         connections = sum(made.fileno() != -1 for made in self._sockets)
         return (

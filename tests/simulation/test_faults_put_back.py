@@ -21,6 +21,7 @@ from piapi_async.breaker import Breaker
 from piapi_async.client import Client
 from piapi_async.dispatch.attempt import AttemptInFlight
 from piapi_async.dispatch.hedge import HedgedAttempt
+from piapi_async.dispatch.reservation import Reservation
 from piapi_async.errors import APIConnectionError, APIStatusError
 from piapi_async.fanout import Results
 from piapi_async.gate import Gate
@@ -209,7 +210,7 @@ def a_bill_above_its_reservation_is_cut_down_to_it(patch: Patch) -> None:
 
 @fault
 def a_bill_above_its_reservation_is_not_told(patch: Patch) -> None:
-    patch.setattr(AttemptInFlight, "_compare", lambda self, bill: None)
+    patch.setattr(Reservation, "_compare", lambda self, upstream, bill: None)
 
 
 @fault

@@ -1,0 +1,121 @@
+"""The money of one attempt: reserved before it is sent, then booked, kept or released."""
+
+from __future__ import annotations
+
+import logging
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from piapi_async.billing import Account
+from piapi_async.catalog import to_dollars
+from piapi_async.ledger import show_dollars
+from piapi_async.route import Call, Upstream
+
+if TYPE_CHECKING:
+    from piapi_async.dispatch.dispatcher import Dispatcher
+
+_log = logging.getLogger("piapi_async")
+
+
+class Reservation:
+    """What an attempt has reserved of the budget, and what becomes of it. Without a budget it reserves nothing.
+
+    Args:
+        dispatcher: Whose books it is entered in.
+        call: What the attempt belongs to.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, call: Call) -> None:
+        self._books = dispatcher.books
+        self._billing = dispatcher.billing
+        self._room = dispatcher.room
+        self._call = call
+        self._held: int | None = None  # picodollars
+
+    # -- before sending ------------------------------------------------------------------------------------------------
+
+    def _amount(self) -> int:
+        """What is to be reserved by now."""
+        return self._billing.to_reserve(self._call.model, self._call.worst or 0)
+
+    def take(self) -> None:
+        """Reserve what the attempt may cost at most.
+
+        Raises:
+            BudgetExceededError: The budget has no room for it.
+        """
+        if self._call.worst is not None:
+            amount = self._amount()
+            self._books.reserve(amount)
+            self._held = amount
+
+    async def take_in_time(self) -> None:
+        """Do so; a call that waits for room, as soon as there is some.
+
+        Raises:
+            BudgetExceededError: The budget has no room for it, and nothing under way can make any.
+            APITimeoutError: The call's deadline came first.
+        """
+        if self._call.waits_for_room and self._call.worst is not None:
+            self._held = await self._room.reserve(self._amount, self._call.deadline)
+        else:
+            self.take()
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether it is enough by now, and the budget not passed: a bill may have been above its own reservation."""
+        return self._held is None or (self._books.fits(0) and self._held >= self._amount())
+
+    def release(self) -> None:
+        """Give it back: nothing can have been billed."""
+        if self._held is not None:
+            self._books.release(self._held)
+            self._held = None
+            self._room.changed()
+
+    # -- at the end ----------------------------------------------------------------------------------------------------
+
+    def book(self, upstream: Upstream, tokens: tuple[int, int], *, estimated: bool) -> Decimal | None:
+        """Turn it into what an answer cost, and return that in US dollars; None where the price is unknown.
+
+        Args:
+            upstream: Who answered.
+            tokens: Of the prompt, and of all choices.
+            estimated: Whether the tokens are an estimate.
+        """
+        bill = self._billing.book(self._account(upstream), self._held, *tokens, estimated=estimated)
+        self._compare(upstream, bill)
+        return None if bill is None else to_dollars(bill)
+
+    def keep(self, upstream: Upstream, came: int) -> None:
+        """Turn it into what an attempt may have cost whose bill is unknown.
+
+        Args:
+            upstream: Who was asked.
+            came: Tokens of the answer that have come, at least.
+        """
+        call, account = self._call, self._account(upstream)
+        bill = self._billing.keep(account, self._held, call.request, call.model, upstream.provider, came)
+        self._compare(upstream, bill)
+
+    def _account(self, upstream: Upstream) -> Account:
+        account = upstream.accounts.get(self._call.model)
+        if account is None:
+            account = self._billing.account(upstream.provider, self._call.model)
+            upstream.accounts[self._call.model] = account
+        return account
+
+    def _compare(self, upstream: Upstream, bill: int | None) -> None:
+        """Tell of a bill that is above its reservation, and reserve more for the model from now on."""
+        held, call = self._held, self._call
+        if bill is None or held is None or call.worst is None or bill <= held:
+            return
+        self._billing.grow(call.model, bill, call.worst)
+        _log.warning(
+            "%s: a call of %r cost %s, or may have, where %s was reserved for it; "
+            "from now on more is reserved for this model, by the same share",
+            upstream.provider.name,
+            call.model,
+            show_dollars(bill),
+            show_dollars(held),
+        )
