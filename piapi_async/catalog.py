@@ -37,6 +37,7 @@ __all__ = [
     "estimate_tokens",
     "find",
     "gizmo_model",
+    "plain_dollars",
     "suggest",
     "to_dollars",
 ]
@@ -282,6 +283,11 @@ def to_dollars(picodollars: int) -> Decimal:
     """
     amount = _EXACT.multiply(picodollars, _PICODOLLAR).normalize(_EXACT)
     return amount if amount.as_tuple().exponent < 0 else _EXACT.quantize(amount, _WHOLE)  # type: ignore[operator]
+
+
+def plain_dollars(amount: Decimal) -> Decimal:
+    """Return a sum of US dollars in the form that `to_dollars` gives."""
+    return to_dollars(from_dollars(amount))
 
 
 def from_dollars(amount: Decimal) -> int:

@@ -282,12 +282,13 @@ def read_budget(budget: object) -> int | None:
     return from_dollars(amount)
 
 
-def carry_forward(ledger: Ledger, spent: Decimal, unknown: Decimal) -> None:
-    """Enter what was spent before this client, in US dollars: for answers, and on unknown bills. Both count."""
+def carry_forward(ledger: Ledger, spent: Decimal, unknown: Decimal, saved: Decimal = Decimal(0)) -> None:
+    """Enter what was spent before this client, in US dollars, for answers and on unknown bills; and what was saved."""
     books = ledger._books  # pyright: ignore[reportPrivateUsage]  # both classes are of this module
     row = books.row("earlier", "")
     row.spent += from_dollars(spent)
     row.unknown += from_dollars(unknown)
+    row.saved += from_dollars(saved)
     books.spent += from_dollars(spent)
     books.unknown += from_dollars(unknown)
 

@@ -341,7 +341,15 @@ def test_durations(seconds: float, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("amount", "said"), [("0", "$0.00"), ("0.00123", "$0.0012"), ("0.456", "$0.46"), ("12345.6", "$12,345.60")]
+    ("amount", "said"),
+    [
+        ("0", "$0"),
+        ("0E-12", "$0"),
+        ("0.0000234", "$0.000023"),
+        ("0.00123", "$0.0012"),
+        ("0.456", "$0.46"),
+        ("12345.6", "$12,345.60"),
+    ],
 )
 def test_dollars(amount: str, said: str) -> None:
     assert dollars(Decimal(amount)) == said
@@ -366,7 +374,7 @@ def test_the_line() -> None:
     assert line.text() == "40 of 100 done · 2 failed · 200 tokens/s · $4.00 of ~$9.80 · 29 s left · piapi ok"
     stream = ProgressLine(Client(KEY), Console(file=io.StringIO()))
     stream.note(BatchStatus(done=1))
-    assert stream.text() == "1 done · 0 failed · 0 tokens/s · $0.00 · piapi ok"
+    assert stream.text() == "1 done · 0 failed · 0 tokens/s · $0 · piapi ok"
 
 
 def test_a_price_that_is_not_known() -> None:

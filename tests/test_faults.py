@@ -14,6 +14,7 @@ import pickle
 import socket
 import ssl
 import stat
+import threading
 import traceback
 from pathlib import Path
 from typing import Any
@@ -107,14 +108,13 @@ async def test_A2_dns_name_missing() -> None:
 
 
 async def test_A3_dns_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def never(*_: object, **__: object) -> None:
-        await asyncio.sleep(60)
-
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", never)
+    ended = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: ended.wait(60))
     async with Client(
         KEY, base_url="http://slow.localhost", model="gpt-4o", retry=ONCE, timeout=Timeout(connect=0.05)
     ) as client:
         error = await failure(ask(client))
+    ended.set()
     assert type(error) is APITimeoutError
     assert (error.kind, error.maybe_billed) == ("connect", False)
 
@@ -146,11 +146,11 @@ async def test_A5_first_address_of_two_is_dead(monkeypatch: pytest.MonkeyPatch) 
     async with dialled([ReadRequest(), Send(ok())]) as (_, server):
         port = server.port
 
-        async def two(*_: object, **__: object) -> list[Any]:
+        def two(*_: object, **__: object) -> list[Any]:
             kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
             return [(*kind, ("127.0.0.2", port)), (*kind, ("127.0.0.1", port))]
 
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", two)
+        monkeypatch.setattr(socket, "getaddrinfo", two)
         async with Client(KEY, base_url=f"http://two.localhost:{port}", model="gpt-4o", retry=ONCE) as client:
             answer = await ask(client)
     assert answer.text == "Hello!"

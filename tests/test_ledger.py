@@ -8,7 +8,8 @@ from decimal import Decimal
 import pytest
 
 from piapi_async import BudgetExceededError
-from piapi_async.ledger import Books, Ledger, carry_forward
+from piapi_async.catalog import to_dollars
+from piapi_async.ledger import Books, Ledger, carry_forward, show_dollars
 
 CENT = 10**10
 """In picodollars."""
@@ -66,7 +67,8 @@ def test_an_answer_without_a_price_frees_its_reservation() -> None:
 
 def test_what_an_earlier_run_spent_counts() -> None:
     books, ledger = opened(5 * CENT)
-    carry_forward(ledger, Decimal("0.01"), Decimal("0.02"))
+    carry_forward(ledger, Decimal("0.01"), Decimal("0.02"), Decimal("0.005"))
+    assert ledger.saved == Decimal("0.005")
     assert (ledger.spent, ledger.unknown, ledger.left) == (Decimal("0.01"), Decimal("0.02"), Decimal("0.02"))
     assert [(e.provider, e.model, e.calls, e.spent, e.unknown) for e in ledger.entries] == [
         ("earlier", "", 0, Decimal("0.01"), Decimal("0.02"))
@@ -147,3 +149,19 @@ def test_K18_sums_are_exact() -> None:
     for _ in range(1_000_000):
         books.settle(row, 0, 112_501)
     assert ledger.spent == Decimal("0.112501")
+
+
+@pytest.mark.parametrize(
+    ("picodollars", "printed", "said"),
+    [
+        (0, "0", "$0"),
+        (10**12, "1", "$1.00"),
+        (10**14, "100", "$100.00"),
+        (25 * 10**11, "2.5", "$2.50"),
+        (16_875_000, "0.000016875", "$0.000016875"),
+        (-(10**11), "-0.1", "-$0.10"),
+    ],
+)
+def test_amounts_print_as_people_write_them(picodollars: int, printed: str, said: str) -> None:
+    assert str(to_dollars(picodollars)) == printed
+    assert show_dollars(picodollars) == said

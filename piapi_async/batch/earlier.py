@@ -37,6 +37,7 @@ class Earlier:
         done: Rows that have an answer.
         failed: Rows that are recorded as failed.
         spent: US dollars that the answers cost.
+        saved: US dollars that they cost less than at the vendors' own prices.
         told: US dollars that requests may have cost whose bill is unknown, as far as lines of the results tell of them.
         unknown: The same, told or not.
         torn: Whether the last line was cut short, and set aside.
@@ -46,6 +47,7 @@ class Earlier:
     done: int = 0
     failed: int = 0
     spent: Decimal = Decimal(0)
+    saved: Decimal = Decimal(0)
     told: Decimal = Decimal(0)
     unknown: Decimal = Decimal(0)
     torn: bool = False
@@ -169,6 +171,7 @@ class EarlierReader:
         done: list[tuple[str, str]] = []
         failed: list[tuple[str, str]] = []
         costs: list[Decimal] = []
+        saved: list[Decimal] = []
         for line in lines:
             self._number += 1
             note = self._check(line)
@@ -176,10 +179,12 @@ class EarlierReader:
                 (failed if note.failed else done).append((note.key, note.request))
                 if note.cost is not None:
                     costs.append(self._amount(note.cost))
+                    saved.append(self._amount(note.saved))
             self._at += len(line)
         self._ids.add_finished(done, failed)
         with localcontext(_EXACT):
             self.found.spent += sum(costs)
+            self.found.saved += sum(saved)
 
     def _check(self, line: bytes) -> ShortNote | None:
         """Decide about a line: return its note if it stays, take it out if not."""

@@ -16,6 +16,7 @@ from piapi_async.batch.failures import is_maybe_billed, kind_of
 from piapi_async.batch.records import Note, make_line
 from piapi_async.batch.rows import Row
 from piapi_async.batch.status import BatchStatus, Stop
+from piapi_async.catalog import plain_dollars
 from piapi_async.errors import APIError, APIStatusError, PiAPIError
 from piapi_async.ledger import Ledger, carry_forward
 from piapi_async.models import Attempt, ChatCompletion
@@ -76,6 +77,7 @@ class Recorder:
         self._stop = stop
         self._held: list[tuple[Flight, APIError, bytes]] = []
         self._carried = Decimal(0), Decimal(0)
+        self._saved = Decimal(0)  # that the lines so far tell of
 
     # -- counts and sums ---------------------------------------------------------------------------------------------
 
@@ -85,13 +87,14 @@ class Recorder:
         status.done, status.failed, status.before = earlier.done, earlier.failed, earlier.done + earlier.failed
         status.torn, status.broken, status.maybe_billed = earlier.torn, earlier.broken, self._checkpoint.maybe_billed
         status.aside = self._checkpoint.aside
-        carry_forward(self._ledger, earlier.spent, earlier.unknown)
+        carry_forward(self._ledger, earlier.spent, earlier.unknown, earlier.saved)
         self._carried = self._ledger.spent, self._ledger.unknown
+        self._saved = self._ledger.saved
 
     def sum_up(self) -> None:
         """Bring the sums of the status up to date."""
-        self._status.spent = self._checkpoint.earlier.spent + self._ledger.spent - self._carried[0]
-        self._status.unknown = self._unknown
+        self._status.spent = plain_dollars(self._checkpoint.earlier.spent + self._ledger.spent - self._carried[0])
+        self._status.unknown = plain_dollars(self._unknown)
 
     @property
     def _unknown(self) -> Decimal:
@@ -174,11 +177,13 @@ class Recorder:
 
     def _answer_line(self, flight: Flight, completion: ChatCompletion) -> bytes:
         last, usage = completion.attempts[-1], completion.usage
+        before, self._saved = self._saved, self._ledger.saved  # so that the lines' sum is the ledger's
         note = attrs.evolve(
             self._note(flight),
             provider=completion.provider,
             cost=None if completion.cost is None else _digits(completion.cost),
             cost_estimated=completion.cost_estimated,
+            saved=_digits(self._saved - before),
             tokens_in=None if usage is None else usage.prompt_tokens,
             tokens_out=None if usage is None else usage.completion_tokens,
             attempts=len(completion.attempts),

@@ -55,6 +55,7 @@ class Note:
         model: The model, by the caller's name.
         cost: US dollars; None if unknown.
         cost_estimated: Whether the cost comes from estimated token counts.
+        saved: US dollars that it cost less than at the vendor's own price, as far as that is known.
         run: Names the run that wrote it; empty in the first releases.
         unknown: US dollars that requests whose bill is unknown may have cost, in that run up to this line; in a line
             without a run's name, in the whole batch.
@@ -76,6 +77,7 @@ class Note:
     model: str = ""
     cost: str | None = None
     cost_estimated: bool = False
+    saved: str = "0"
     run: str = ""
     unknown: str = "0"
     tokens_in: int | None = None
@@ -96,6 +98,7 @@ class ShortNote:
     request: str
     failed: bool = False
     cost: str | None = None
+    saved: str = "0"
     run: str = ""
     unknown: str = "0"
 

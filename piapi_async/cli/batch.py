@@ -280,8 +280,12 @@ def health(key: KeyStatistics) -> str:
 
 
 def dollars(amount: Decimal) -> str:
-    """An amount in cents, and with more digits below ten cents."""
-    return f"${amount:,.2f}" if amount >= Decimal("0.1") or not amount else f"${amount:.4f}"
+    """An amount in cents, and with more digits below ten cents; nothing is $0."""
+    if not amount:
+        return "$0"
+    if amount >= Decimal("0.1"):
+        return f"${amount:,.2f}"
+    return f"${amount:.4f}" if amount >= Decimal("0.0001") else f"${Decimal(f'{amount:.1e}').normalize():f}"
 
 
 def duration(seconds: float) -> str:
@@ -323,7 +327,9 @@ def summary(status: BatchStatus, client: Client) -> Iterable[tuple[str, str, str
         yield "last error", "", str(status.error)
     if status.cut:
         yield "maybe billed", f"{len(status.cut):,}", f"sent, but not answered: {_names(status.cut)}"
-    yield "cost", dollars(status.spent), f"{dollars(client.ledger.saved)} less than at the vendors' own prices"
+    saved = client.ledger.saved
+    than = "less" if saved >= 0 else "more"  # as a minimum charge may be
+    yield "cost", dollars(status.spent), f"{dollars(abs(saved))} {than} than at the vendors' own prices"
     if unpriced := sum(entry.unpriced for entry in client.ledger.entries):
         yield "no known price", f"{unpriced:,}", "answers, not part of the cost"
     if status.unknown:

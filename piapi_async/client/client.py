@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias, Unpack, cast
 
 from piapi_async.billing import Billing, Quote
 from piapi_async.catalog import ModelInfo, allows
@@ -30,6 +30,7 @@ from piapi_async.client.options import (
     read_deadline,
     read_item,
     read_items,
+    read_on_send,
     read_proxy,
     read_via_stream,
 )
@@ -278,7 +279,8 @@ class Client:
                 no backup; the first try may have been billed, and counts in `ledger.unknown`.
             wait_for_room: Whether a call that does not fit into the budget waits while others under way may make room.
                 They have reserved the most that they may cost, and mostly cost less. `map` waits so.
-            on_send: Called right before each request goes out, for callers who keep a journal.
+            on_send: Called right before each request goes out, for callers who keep a journal; not an async function.
+                What it raises ends the call, and that request is not sent.
             on_settled: Called for each of them that brought no answer, as soon as `ledger` has what it may have cost.
             params: The parameters of the API, each None for not given:
 
@@ -315,7 +317,8 @@ class Client:
         del prompt, messages, params
         if isinstance(call, Exception):
             raise call
-        call.on_send, call.on_settled, call.waits_for_room = on_send, on_settled, wait_for_room
+        call.on_send, call.on_settled = read_on_send(on_send), on_settled
+        call.waits_for_room = wait_for_room
         if via_stream is not None:
             call.via_stream = read_via_stream(via_stream)
         return await self._dispatcher.complete(call)
@@ -357,7 +360,7 @@ class Client:
             raise call
         if on_interrupt not in ("raise", "restart"):
             raise InvalidRequestError("on_interrupt: it is not known; pass 'raise' or 'restart'")
-        call.restart, call.on_send = on_interrupt == "restart", on_send
+        call.restart, call.on_send = on_interrupt == "restart", read_on_send(on_send)
         return ChatStream(self._dispatcher.stream(call), restarts=call.restart)
 
     def map(
@@ -423,7 +426,7 @@ class Client:
             return Result(index, call.request, completion, error, self._dispatcher.clock() - call.began, key=key)
 
         width = concurrency if concurrency is not None else self.limits.concurrency
-        if isinstance(width, int) and width > 0:  # `Results` refuses anything else
+        if isinstance(cast("object", width), int) and width > 0:  # `Results` refuses anything else
             width = fit_open_files(width)
         return Results(read_items(prompts), ask, concurrency=width, ordered=ordered)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import ssl as ssl_module
@@ -129,6 +130,17 @@ def read_via_stream(via_stream: object) -> bool | None:
     if via_stream is None or isinstance(via_stream, bool):
         return via_stream
     raise InvalidRequestError(f"via_stream: this {type(via_stream).__name__} does not fit; pass True, False or None")
+
+
+def read_on_send(on_send: Callable[[], object] | None) -> Callable[[], object] | None:
+    """Return what is called before each request.
+
+    Raises:
+        InvalidRequestError: It can't be called, or would have to be awaited.
+    """
+    if on_send is None or (callable(on_send) and not inspect.iscoroutinefunction(on_send)):
+        return on_send
+    raise InvalidRequestError(f"on_send: this {type(on_send).__name__} does not fit; pass a function that is not async")
 
 
 def read_api_key(api_key: object) -> tuple[Secret, ...] | ConfigurationError:

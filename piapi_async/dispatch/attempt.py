@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -19,7 +19,7 @@ import attrs
 from piapi_async.billing import Account
 from piapi_async.breaker import Breaker
 from piapi_async.catalog import to_dollars
-from piapi_async.errors import APIConnectionError, APIError, APIStatusError, NotFoundError
+from piapi_async.errors import APIConnectionError, APIError, APIStatusError, InvalidRequestError, NotFoundError
 from piapi_async.ledger import show_dollars
 from piapi_async.models import Attempt, ChatCompletion, ChatCompletionChunk, Usage
 from piapi_async.policy import Deadline, retry_rule, wants_new_connection
@@ -332,7 +332,7 @@ class AttemptInFlight:
         exchange = None
         while exchange is None:
             if call.on_send is not None:
-                call.on_send()
+                _tell(call.on_send)
                 self._told_of = True
             call.sent += 1
             headers = request_headers(call.idempotency_key, call.sent, stream=self.by_stream)
@@ -538,4 +538,18 @@ class AttemptInFlight:
                 self._request_id,
                 usage,
             )
+        )
+
+
+def _tell(on_send: Callable[[], object]) -> None:
+    """Call the caller's function before a request goes out.
+
+    Raises:
+        InvalidRequestError: It would have to be awaited, so what it does would be dropped.
+    """
+    coroutine = on_send()
+    if isinstance(coroutine, Coroutine):
+        coroutine.close()
+        raise InvalidRequestError(
+            "on_send: it returned a coroutine, which nobody awaits; pass a function that is not async"
         )

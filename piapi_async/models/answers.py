@@ -16,11 +16,11 @@ from typing import TypeAlias, cast
 import attrs
 
 from piapi_async.models.messages import (
+    NO_EXTRA,
     Extra,
     FunctionCall,
     Message,
     ToolCall,
-    no_extra,
     reasoning_of,
     to_json,
 )
@@ -66,7 +66,7 @@ class Usage:
     total_tokens: int
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
-    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
+    extra: Extra = attrs.field(default=NO_EXTRA, kw_only=True)
 
     @property
     def output_tokens(self) -> int:
@@ -91,7 +91,7 @@ class Choice:
     message: Message
     finish_reason: str | None = None
     logprobs: object = None
-    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
+    extra: Extra = attrs.field(default=NO_EXTRA, kw_only=True)
 
 
 @attrs.define(slots=False)
@@ -106,7 +106,7 @@ class Delta:
     function_call: FunctionCall | None = None
     tool_calls: tuple[ToolCall, ...] | None = None
     refusal: str | None = None
-    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
+    extra: Extra = attrs.field(default=NO_EXTRA, kw_only=True)
 
     @property
     def reasoning(self) -> str | None:
@@ -122,7 +122,7 @@ class ChunkChoice:
     delta: Delta = attrs.field(factory=Delta)
     finish_reason: str | None = None
     logprobs: object = None
-    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
+    extra: Extra = attrs.field(default=NO_EXTRA, kw_only=True)
 
 
 @attrs.define(slots=False)
@@ -147,7 +147,7 @@ class ChatCompletionChunk:
     model: str | None = None
     usage: Usage | None = None
     data: str = attrs.field(default="{}", repr=False, eq=False)
-    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
+    extra: Extra = attrs.field(default=NO_EXTRA, kw_only=True)
 
     @property
     def text(self) -> str:
@@ -226,7 +226,7 @@ class ChatCompletion:
     attempts: tuple[Attempt, ...] = ()
     request_id: str | None = None
     body: bytes = attrs.field(default=b"", repr=False, eq=False)
-    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
+    extra: Extra = attrs.field(default=NO_EXTRA, kw_only=True)
 
     @property
     def text(self) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Never, Self, TypeAlias, cast
 
 import attrs
 
@@ -33,8 +33,31 @@ def to_content(value: ContentInput) -> Content:
     return tuple({"type": "text", "text": part} if isinstance(part, str) else part for part in value)
 
 
-no_extra = cast("Callable[[], dict[str, object]]", dict)
-"""Makes the extra fields of what has none."""
+class _NoExtra(dict[str, object]):
+    """A dict that stays empty: all objects without extra fields share one. It is a dict, so it is JSON and pickles."""
+
+    def __hash__(self) -> int:  # type: ignore[override]  # a dict has none, but attrs hashes the default of a field
+        return 0
+
+    def __setitem__(self, *_: object) -> Never:
+        raise _shared()
+
+    def setdefault(self, *_: object) -> Never:
+        raise _shared()
+
+    def update(self, *_: object, **__: object) -> Never:
+        raise _shared()
+
+    def __ior__(self, *_: object) -> Self:  # type: ignore[override, misc]  # it takes less than `|`
+        raise _shared()
+
+
+def _shared() -> TypeError:
+    return TypeError("this extra is empty and shared; to add a field, assign a dict of your own to .extra")
+
+
+NO_EXTRA: Extra = _NoExtra()
+"""The extra fields of what has none."""
 
 
 @attrs.define(slots=False)
@@ -49,7 +72,7 @@ class FunctionCall:
 
     name: str = ""
     arguments: str = ""
-    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
+    extra: Extra = attrs.field(default=NO_EXTRA, kw_only=True)
 
 
 @attrs.define(slots=False)
@@ -68,7 +91,7 @@ class ToolCall:
     id: str | None = None
     type: str | None = "function"
     index: int | None = None
-    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
+    extra: Extra = attrs.field(default=NO_EXTRA, kw_only=True)
 
 
 @attrs.define(slots=False, on_setattr=attrs.setters.NO_OP)  # a hook there would slow `__init__` down as well
@@ -94,7 +117,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
-    extra: Extra = attrs.field(factory=no_extra, kw_only=True)
+    extra: Extra = attrs.field(default=NO_EXTRA, kw_only=True)
 
     @property
     def text(self) -> str:

@@ -76,8 +76,8 @@ def decimal_places(largest: Decimal) -> int:
 
 
 def format_dollars(amount: Decimal, places: int) -> str:
-    """Write US dollars with so many digits after the point."""
-    return f"${amount:,.{places}f}"
+    """Write US dollars with so many digits after the point; nothing is $0."""
+    return f"${amount:,.{places}f}" if amount else "$0"
 
 
 def seconds_label(value: float) -> str:

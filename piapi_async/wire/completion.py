@@ -100,14 +100,14 @@ def _is_plain(choices: Sequence[Choice]) -> bool:
     for position, choice in enumerate(choices):
         if choice.index != position and len(choices) > 1:
             return False
-        if choice.finish_reason not in _PLAIN_REASONS or not _ODD.isdisjoint(choice.extra):
-            return False
         message = choice.message
+        if choice.finish_reason not in _PLAIN_REASONS:
+            return False
+        if choice.extra and not (_ODD.isdisjoint(choice.extra) and (message.content or "text" not in choice.extra)):
+            return False
         if message.tool_calls and not all(c.id and c.function.name for c in message.tool_calls):
             return False
         if message.function_call is not None and not message.function_call.name:
-            return False
-        if "text" in choice.extra and not message.content:
             return False
     return True
 

@@ -45,10 +45,14 @@ _PARTS: Mapping[type[attrs.AttrsInstance], tuple[str, ...]] = {
     Usage: (),
 }
 """The classes of an answer, and which of their fields hold others."""
+
 _KNOWN = {
     kind: frozenset((*attrs.fields_dict(kind), *(OWN_FIELDS if kind is ChatCompletion else ()))) for kind in _PARTS
 }
 """What is no `extra` of each: its fields, and what could be taken for the client's word."""
+
+_SENT = {kind: fields.difference(OWN_FIELDS) for kind, fields in _KNOWN.items()}
+"""Those of them that the provider fills in."""
 
 ENGINE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 """What msgspec raises for bad input: syntax and types, bad UTF-8 and surrogates, too deep."""
@@ -82,14 +86,14 @@ def _structure_fields(kind: Any, converter: cattrs.Converter) -> Callable[[Mappi
 
 def _structure_object(kind: Any, converter: cattrs.Converter) -> Callable[[object, object], Any]:
     structure = _structure_fields(kind, converter)
-    known = _KNOWN[kind]
+    sent = _SENT[kind]
 
     def structure_object(value: Any, _: object) -> Any:
         if value.__class__ is not dict:
             _expect(value, dict)
         made = structure(value, kind)
-        if not known.issuperset(value):
-            _set_extra(made, value, known)
+        if not sent.issuperset(value):
+            _set_extra(made, value)
         return made
 
     return structure_object
@@ -143,8 +147,9 @@ def _structure_chunk(converter: cattrs.Converter) -> Callable[[object, object], 
     return structure_chunk
 
 
-def _set_extra(made: Any, sent: JSON, known: frozenset[str]) -> None:
+def _set_extra(made: Any, sent: JSON) -> None:
     """Keep what was sent beside the fields."""
+    known = _KNOWN[type(made)]
     made.extra = {name: value for name, value in sent.items() if name not in known and value is not None}
     if isinstance(made, Usage):
         _read_details(made)
@@ -153,7 +158,8 @@ def _set_extra(made: Any, sent: JSON, known: frozenset[str]) -> None:
 def _set_all_extra(made: Any, sent: JSON) -> None:
     """Do so for an object that msgspec has made, which may have filled `extra` like any field, and for those in it."""
     kind = cast("type[attrs.AttrsInstance]", type(made))
-    _set_extra(made, sent, _KNOWN[kind])
+    if not _SENT[kind].issuperset(sent):
+        _set_extra(made, sent)
     for name in _PARTS[kind]:
         part = getattr(made, name)
         if isinstance(part, tuple):

@@ -11,12 +11,14 @@ from typing import Any
 import anyio
 import pytest
 
-from piapi_async import BatchStatus, BudgetExceededError, Retry
+from piapi_async import BatchStatus, BudgetExceededError, Retry, run_batch
 from piapi_async.batch.earlier import Earlier
 from piapi_async.batch.records import read_notes
+from piapi_async.cli.batch import summary
 from piapi_async.testing import Delay, Drop, LocalServer, Stall, Status
 from tests.batch.checkpoints import inflight, opened
 from tests.batch.runs import MODEL, check_whole, ended, exists, prompts, records, run, until, worst_case, write
+from tests.batch.runs import opened as opened_client
 
 pytestmark = pytest.mark.anyio
 
@@ -226,3 +228,35 @@ async def test_K19_price_unknown(server: LocalServer, tmp_path: Path, out: Path)
     notes = {note.model: note.cost for note in read_notes(out)}
     assert notes["gpt-3.5-turbo"] is None
     assert status.spent == Decimal(notes[MODEL] or 0) > 0
+
+
+# -- what is told ----------------------------------------------------------------------------------------------------
+
+
+async def test_spent_and_saved_have_one_basis_after_a_resume(server: LocalServer, tmp_path: Path, out: Path) -> None:
+    rows, third = prompts(6), Decimal(1) / 3
+    ledgers = []
+    for count in (3, 6, 6):
+        async with opened_client(server, budget="5") as client:
+            status = await run_batch(write(tmp_path / "in.jsonl", rows[:count]), out, client=client, max_tokens=10)
+            assert status.spent == client.ledger.spent > 0
+            assert abs(client.ledger.saved - status.spent * third) < Decimal("1e-9")  # PiAPI takes three quarters
+            ledgers.append((client.ledger.spent, client.ledger.saved))
+            assert any("less than" in remark for _, _, remark in summary(status, client))
+    assert ledgers[0] < ledgers[1] == ledgers[2]
+    assert sum(Decimal(note.saved) for note in read_notes(out)) == ledgers[2][1]
+
+
+async def test_an_empty_batch_cost_nothing(server: LocalServer, out: Path) -> None:
+    status = await run(server, [], out)
+    assert (str(status.spent), str(status.unknown)) == ("0", "0")
+    server.faults = lambda _number, _body: Status(503)
+    status = await run(server, prompts(1), out, max_tokens=10)
+    assert (str(status.spent), str(status.unknown)) == ("0", "0")
+
+
+async def test_a_minimum_charge_is_more_than_the_vendor_takes(server: LocalServer, out: Path) -> None:
+    async with opened_client(server, model="gpt-4-gizmo-g-gFt1ghYJl") as client:
+        status = await run_batch(prompts(1), out, client=client, max_tokens=10)
+        assert next(row[:2] for row in summary(status, client) if row[0] == "cost") == ("cost", "$0.0050")
+        assert any("more than" in remark for _, _, remark in summary(status, client))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from decimal import Decimal
 from typing import Any, cast
 
@@ -161,5 +163,22 @@ def test_a_completion_in_a_notebook() -> None:
 def test_no_default_that_can_be_changed_is_shared() -> None:
     assert ToolCall().function is not ToolCall().function
     assert ChunkChoice(0).delta is not ChunkChoice(0).delta
-    for made, again in ((Delta(), Delta()), (Message("user"), Message("user")), (FunctionCall(), FunctionCall())):
-        assert made.extra is not again.extra
+
+
+@pytest.mark.parametrize("made", [Delta(), Message("user"), FunctionCall(), ChunkChoice(0)], ids=repr)
+def test_an_extra_that_is_shared_stays_empty(made: Delta | Message | FunctionCall | ChunkChoice) -> None:
+    shared = cast("dict[str, object]", made.extra)
+    with pytest.raises(TypeError, match=r"assign a dict of your own to \.extra"):
+        shared["a"] = 1
+    with pytest.raises(TypeError, match=r"assign a dict of your own to \.extra"):
+        shared.update(a=1)
+    with pytest.raises(TypeError, match=r"assign a dict of your own to \.extra"):
+        shared.setdefault("a", 1)
+    with pytest.raises(TypeError, match=r"assign a dict of your own to \.extra"):
+        shared |= {"a": 1}
+    assert made.extra == copy.deepcopy(made).extra == pickle.loads(pickle.dumps(made)).extra == {}
+    assert json.dumps(made.extra) == "{}"
+    made = copy.copy(made)
+    made.extra = {"a": 1}
+    assert attrs.asdict(made)["extra"] == {"a": 1}
+    assert shared == {}

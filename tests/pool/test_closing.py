@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 
+import anyio
 import pytest
 
 from piapi_async import APIConnectionError, Client
@@ -53,7 +54,7 @@ async def test_a_close_that_is_cancelled_at_once_has_ended_all_calls() -> None:
         closing.cancel()
         await asyncio.wait([closing])
         for target in targets:
-            with pytest.raises(APIConnectionError) as caught:
+            with pytest.raises(APIConnectionError) as caught, anyio.fail_after(5):
                 await send(pool, target)
             assert caught.value.kind == "closed"
         await pool.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import subprocess
 import sys
@@ -30,23 +31,28 @@ def by_name(server: LocalServer) -> str:
     return server.base_url.replace("127.0.0.1", "localhost")
 
 
-@pytest.fixture
-def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[threading.Thread]]:
-    """Look-ups of names that end in `.hangs` do so; gives the threads that are in one."""
-    go_on = threading.Event()
-    threads: list[threading.Thread] = []
+class Hanging:
+    """Look-ups of names that end in `.hangs` do so, until `go_on` is set; `threads` are in one."""
 
-    def hang(host: str, *args: Any, **options: Any) -> Any:
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.threads: list[threading.Thread] = []
+
+    def __call__(self, host: str, *args: Any, **options: Any) -> Any:
         if not host.endswith(".hangs"):
             return look_up(host, *args, **options)
-        threads.append(threading.current_thread())
-        go_on.wait(30)
-        threads.remove(threading.current_thread())
+        self.threads.append(threading.current_thread())
+        self.go_on.wait(30)
+        self.threads.remove(threading.current_thread())
         raise socket.gaierror(socket.EAI_NONAME, "no such name")
 
-    monkeypatch.setattr(socket, "getaddrinfo", hang)
-    yield threads
-    go_on.set()
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
+    hanging = Hanging()
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    yield hanging
+    hanging.go_on.set()
 
 
 async def test_a_busy_executor_is_not_waited_for(piapi_server: LocalServer) -> None:
@@ -54,7 +60,7 @@ async def test_a_busy_executor_is_not_waited_for(piapi_server: LocalServer) -> N
     with ThreadPoolExecutor(1) as executor:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(executor)
-        busy = loop.run_in_executor(None, done.wait, 30)
+        busy = loop.run_in_executor(None, done.wait, 5)
         try:
             for trust_env in (False, True):
                 async with Client(
@@ -64,6 +70,7 @@ async def test_a_busy_executor_is_not_waited_for(piapi_server: LocalServer) -> N
                     timeout=Timeout(connect=2),
                     trust_env=trust_env,
                 ) as client:
+                    assert not busy.done()
                     assert (await client.complete("hi")).text
                     assert client.statistics().outcomes == {"ok": 1}
         finally:
@@ -72,7 +79,7 @@ async def test_a_busy_executor_is_not_waited_for(piapi_server: LocalServer) -> N
 
 
 async def test_a_look_up_that_hangs_is_a_connect_timeout_and_keeps_nothing_open(
-    hanging: list[threading.Thread], piapi_server: LocalServer
+    hanging: Hanging, piapi_server: LocalServer
 ) -> None:
     stuck, good = endpoint("http://name.hangs/v1"), endpoint(by_name(piapi_server))
     with anyio.fail_after(5):
@@ -82,22 +89,24 @@ async def test_a_look_up_that_hangs_is_a_connect_timeout_and_keeps_nothing_open(
             assert (caught.value.kind, caught.value.maybe_billed) == ("connect", False)
             exchange = await send(pool, good)  # another name is no worse off
             exchange.close()
-        assert len(hanging) == 1
-        assert hanging[0].daemon
+        assert len(hanging.threads) == 1
+        assert hanging.threads[0].daemon
 
 
-async def test_so_many_threads_and_no_more(hanging: list[threading.Thread]) -> None:
+async def test_so_many_threads_and_no_more(hanging: Hanging) -> None:
     resolver = ThreadResolver()
     waiting = [asyncio.create_task(resolver.resolve(f"{i}.hangs")) for i in range(LOOKUPS + 5)]
     async with asyncio.timeout(5):
-        while len(hanging) < LOOKUPS:
+        while len(hanging.threads) < LOOKUPS:
             await asyncio.sleep(0.001)
     for task in waiting:
         task.cancel()
     await asyncio.wait(waiting)
     with pytest.raises(TimeoutError):  # the threads are still there
         await asyncio.wait_for(resolver.resolve("localhost", 80), 0.02)
-    assert len(hanging) == LOOKUPS
+    assert len(hanging.threads) == LOOKUPS
+    hanging.go_on.set()
+    assert await asyncio.wait_for(resolver.resolve("localhost", 80), 5)  # until one of them has ended
 
 
 async def test_a_thread_that_ends_makes_room() -> None:
@@ -125,6 +134,20 @@ async def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(APIConnectionError) as later:
             await send(pool, target)
         assert later.value.kind == "connect"
+
+
+async def test_the_numbers_of_a_resolvers_errors_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`EAI_NONAME` of one system is `ENOMEM` of another."""
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise socket.gaierror(errno.ENOMEM, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    target = endpoint("http://name.example:1/v1")
+    async with SessionPool([target]) as pool:
+        with pytest.raises(APIConnectionError) as caught:
+            await send(pool, target)
+    assert caught.value.kind == "dns"
 
 
 async def test_localhost_on_a_machine_that_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,10 +204,10 @@ def test_a_look_up_that_hangs_does_not_keep_the_interpreter() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"connect\n", b"")
 
 
-async def test_a_loop_that_ends_before_the_look_up_does(hanging: list[threading.Thread]) -> None:
+async def test_a_loop_that_ends_before_the_look_up_does(hanging: Hanging) -> None:
     async def ask() -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(ThreadResolver().resolve("name.hangs"), 0.01)
 
     await asyncio.to_thread(asyncio.run, ask())
-    assert len(hanging) == 1
+    assert len(hanging.threads) == 1

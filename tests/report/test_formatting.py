@@ -72,7 +72,7 @@ def test_a_count_has_its_plural(number: int, text: str) -> None:
 @pytest.mark.parametrize(
     ("amount", "text"),
     [
-        ("0", "$0.00"),
+        ("0", "$0"),
         ("0.0123", "$0.012300"),
         ("0.1", "$0.1000"),
         ("99.99", "$99.9900"),

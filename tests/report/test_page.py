@@ -66,7 +66,7 @@ def test_costs_are_by_model_and_provider(tmp_path: Path) -> None:
     page = report(tmp_path, notes)
     assert page.tables["Cost by model and provider"] == [
         ["Model", "Provider", "Answers", "Tokens in", "Tokens out", "US dollars", "estimated"],
-        ["gpt-4o", "piapi", "3", "30", "60", "$6.0000", "$0.0000"],
+        ["gpt-4o", "piapi", "3", "30", "60", "$6.0000", "$0"],
         ["gpt-4o", "backup", "2", "20", "40", "$4.0000", "$2.0000"],
         ["own", "piapi", "1", "10", "20", "–", "–"],
     ]
@@ -136,7 +136,7 @@ def test_where_all_was_answered_at_once_there_are_sentences(tmp_path: Path) -> N
     assert len(page.charts) == CHARTS - 2
     assert page.chart("Cost")[0].endswith("gpt-4o · piapi no known price.")
     assert "by estimated tokens" not in page.text
-    assert page.cards["Cost"] == ("$0.00", "1 answer without a known price")
+    assert page.cards["Cost"] == ("$0", "1 answer without a known price")
 
 
 def test_where_nothing_was_answered_there_are_sentences(tmp_path: Path) -> None:
@@ -145,8 +145,8 @@ def test_where_nothing_was_answered_there_are_sentences(tmp_path: Path) -> None:
     assert page.sections["Cost by model and provider"] == "No row was answered, so there is no cost to show."
     assert len(page.charts) == CHARTS - 3
     assert page.cards["Median latency"][0] == "–"
-    assert page.cards["Cost"] == ("$0.00", "")
-    assert page.cards["Unknown bills"] == ("$0.00", "")
+    assert page.cards["Cost"] == ("$0", "")
+    assert page.cards["Unknown bills"] == ("$0", "")
 
 
 # -- safety ----------------------------------------------------------------------------------------------------------
