@@ -364,6 +364,9 @@ def test_what_earlier_runs_left() -> None:
         "a, b, c, d, e and 2 more",
     ]
     assert next(iter(remarks(BatchStatus(broken=1)))).startswith("1 broken line was")
+    assert next(iter(remarks(BatchStatus(aside="x")))).startswith(
+        "Damaged notes of requests in flight were set aside in x"
+    )
     assert "1 row was" in next(iter(remarks(BatchStatus(maybe_billed=("a",)))))
 
 

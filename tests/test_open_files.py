@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from piapi_async import Client, Limits, run_batch
+from piapi_async import Client, run_batch
 from piapi_async.cli.batch import raise_open_files
 from piapi_async.client.options import FILES_LEFT, fit_open_files
 from piapi_async.testing import LocalServer
@@ -32,24 +32,34 @@ def soft_limit(number: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-async def test_the_library_asks_fewer_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_library_asks_fewer_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (FILES_LEFT + 40, HARD))
     rows = [{"custom_id": f"r{n}", "prompt": f"p{n}"} for n in range(150)]
+    at_once: list[int] = []
     async with LocalServer(latency=0.02) as server:
-        with soft_limit(200):  # the server's ends count too
-            async with Client(server.api_key, base_url=server.base_url, model="gpt-4o-mini") as client:
-                with soft_limit(FILES_LEFT + 30):
-                    assert fit_open_files(256) == 30
-                    assert fit_open_files(30) == 30
-            caplog.clear()
-            client = Client(server.api_key, base_url=server.base_url, model="gpt-4o-mini", limits=Limits(1000))
-            async with client, client.map(["x"]) as results:
-                assert [result.error async for result in results] == [None]
-            assert "so 136 requests go out at once instead of 1000" in caplog.text
         async with Client(server.api_key, base_url=server.base_url, model="gpt-4o-mini") as client:
-            with soft_limit(FILES_LEFT + 40):
-                status = await run_batch(rows, tmp_path / "out.jsonl", client=client)
-    assert (status.done, status.failed) == (150, 0)
-    assert "raise the limit with `ulimit -n`" in caplog.text
+
+            def note(_: object) -> None:
+                at_once.append(client.statistics().in_flight)
+
+            status = await run_batch(rows, tmp_path / "out.jsonl", client=client, progress=note)
+            assert (status.done, status.failed) == (150, 0)
+            assert "so 40 requests go out at once instead of 256; raise the limit with `ulimit -n`" in caplog.text
+            caplog.clear()
+            async with client.map(map(str, range(150))) as results:
+                async for result in results:
+                    note(result)
+                    assert result.error is None
+    assert "so 40 requests go out at once instead of 256" in caplog.text
+    assert 20 < max(at_once) <= 40
+
+
+def test_a_concurrency_that_fits_is_left_as_it_is() -> None:
+    with soft_limit(FILES_LEFT + 30):
+        assert fit_open_files(30) == 30
+        assert fit_open_files(31) == 30
 
 
 def test_a_limit_so_low_that_nothing_is_left() -> None:

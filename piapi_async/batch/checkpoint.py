@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +21,9 @@ from piapi_async.batch.rows import Row
 from piapi_async.errors import BatchError
 
 __all__ = ["Checkpoint"]
+
+
+_note_nowhere: Callable[[str, Decimal], None] = lambda _run, _amount: None  # noqa: E731  # nothing to be noted
 
 
 class Checkpoint:
@@ -62,8 +65,10 @@ class Checkpoint:
         except OSError as error:
             problem = explain(path, error)
         else:
-            noted: Mapping[str, Decimal] = {} if self._inflight is None else self._inflight.noted
-            self._reader = EarlierReader(self._output, self._ids, noted, self._note_run, retry_failed=retry_failed)
+            slots = self._inflight
+            noted: Mapping[str, Decimal] = {} if slots is None else slots.noted
+            note = _note_nowhere if slots is None else slots.note_run
+            self._reader = EarlierReader(self._output, self._ids, noted, note, retry_failed=retry_failed)
             self.run = os.urandom(4).hex()
             # Unknown bills of this run, those of earlier ones included that no line tells of:
             self._told = Decimal(0)  # by its lines
@@ -190,13 +195,9 @@ class Checkpoint:
         if amount != self._noted:
             with self._catching_problems():
                 if amount:
-                    self._note_run(self.run, amount)
+                    self._inflight.note_run(self.run, amount)
                 self._inflight.forget_runs(besides=self.run if amount else None)
                 self._noted = amount
-
-    def _note_run(self, run: str, amount: Decimal) -> None:
-        if self._inflight is not None:
-            self._inflight.note_run(run, amount)
 
     def mark_settled(self, row: Row) -> None:
         """Note that one request of this run for a row has ended, and that `note_unknown` tells of it if need be."""

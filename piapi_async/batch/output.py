@@ -168,13 +168,7 @@ _locked: weakref.WeakSet[Output] = weakref.WeakSet()
 """The files that this process has locked."""
 
 
-def _let_go() -> None:
-    for output in list(_locked):
-        output.let_go()
-    _locked.clear()
-
-
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=lambda: list(map(Output.let_go, _locked)))
 
 
 def _write_all(fd: int, content: bytes) -> None:

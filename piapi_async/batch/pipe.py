@@ -27,6 +27,7 @@ class PipeWriter:
         self._changed = threading.Condition()
         self._error: OSError | None = None
         self._closing = False
+        self._begun = False  # whether the first line is being written
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._thread = threading.Thread(target=self._work, name="writing results", daemon=True)
 
@@ -39,7 +40,7 @@ class PipeWriter:
         with self._changed:
             if self._error is not None:
                 raise self._error
-            if not self._thread.is_alive():
+            if self._thread.ident is None:
                 self._thread.start()
             self._lines.append(line)
             self._changed.notify_all()
@@ -67,30 +68,36 @@ class PipeWriter:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        if self._thread.is_alive():
+        if self._thread.ident is None:
+            os.close(self._fd)
+        else:
             self._thread.join(PATIENCE)
-        if not self._thread.is_alive():
-            os.close(self._fd)  # else it still writes there
-        return list(self._lines)
+        with self._changed:
+            left = list(self._lines)
+            self._lines.clear()  # the thread may be in the midst of the first, and writes no other
+        return left
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._lines or self._closing)
-                if not self._lines:
-                    return
-                line = self._lines[0]
-            try:
+        try:
+            while line := self._next():
                 self._write(line)
-            except OSError as error:
-                with self._changed:
-                    self._error = error.with_traceback(None)
-                    self._wake()
-                return
+        except OSError as error:
             with self._changed:
+                self._error = error.with_traceback(None)
+                self._wake()
+        finally:
+            os.close(self._fd)
+
+    def _next(self) -> bytes | None:
+        """Wait for a line; the one before is written. None at the end."""
+        with self._changed:
+            if self._lines and self._begun:
                 self._lines.popleft()
-                if not self._lines:
-                    self._wake()
+            if not self._lines:
+                self._wake()
+            self._changed.wait_for(lambda: self._lines or self._closing)
+            self._begun = bool(self._lines)
+            return self._lines[0] if self._lines else None
 
     def _write(self, line: bytes) -> None:
         while line:

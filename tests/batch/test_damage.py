@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from piapi_async import BatchError, BatchStatus
+from piapi_async.batch.output import Output
 from piapi_async.batch.records import read_notes
 from piapi_async.testing import LocalServer, Status
-from tests.batch.checkpoints import aside, line, opened
+from tests.batch.checkpoints import aside, file_limit, line, opened, put
 from tests.batch.runs import check_whole, content_of, exists, prompts, refused, run, save, worst_case
 
 pytestmark = pytest.mark.anyio
@@ -150,6 +151,33 @@ async def test_the_lock_does_not_live_on_in_a_forked_child(out: Path) -> None:
         await asyncio.to_thread(os.waitpid, child, 0)
         for fd in (read, write, *ready):
             os.close(fd)
+
+
+def test_a_lock_that_was_let_go(out: Path) -> None:
+    """As a forked child does."""
+    output = Output(out, read_only=False)
+    output.let_go()
+    with opened(out) as found:
+        put(found, line(1))
+    output.close()
+    assert content_of(out) == line(1)
+
+
+def test_no_room_to_set_aside(out: Path) -> None:
+    content = line(1) + b"broken\n" + line(2)
+    save(out, content)
+    save(aside(out), b"x" * 5000)
+    with file_limit(5003), pytest.raises(BatchError, match="File too large"), opened(out):
+        pass
+    assert (content_of(out), len(content_of(aside(out)))) == (content, 5000)
+
+
+def test_long_lines_are_copied(out: Path) -> None:
+    lines = [line(n, model="m" * (1 << 19)) for n in range(4)]
+    save(out, b"broken\n" + b"".join(lines))
+    with opened(out) as found:
+        assert (found.earlier.done, found.earlier.broken) == (4, 1)
+    assert content_of(out) == b"".join(lines)
 
 
 def test_an_amount_that_is_none(out: Path) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import stat
+import zlib
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
+from piapi_async import BatchError
 from piapi_async.batch.inflight import SLOT
 from piapi_async.batch.records import Note, key_of, make_line
-from tests.batch.checkpoints import NOTHING, REQUEST, aside, inflight, line, opened, put, replace, row
+from tests.batch.checkpoints import NOTHING, REQUEST, aside, file_limit, inflight, line, opened, put, replace, row
 
 
 def test_what_was_in_flight(out: Path) -> None:
@@ -168,3 +170,25 @@ def test_something_else_in_its_place(out: Path) -> None:
         put(found, line(1))
     assert aside(out).read_bytes().replace(b"\n", b"").replace(b" ", b"") == b"Mynovel" + b"x" * 1000
     assert not inflight(out).exists()
+
+
+def test_a_slot_of_another_release(out: Path) -> None:
+    content = b'{"key":5}'
+    slot = content.ljust(SLOT - 9) + b"%08x\n" % zlib.crc32(content)
+    inflight(out).write_bytes(slot)
+    with opened(out):
+        pass
+    assert aside(out).read_bytes() == slot
+
+
+def test_no_room_to_align(out: Path) -> None:
+    with opened(out, room=8) as found:
+        for n in range(8):
+            found.mark_sent(row(n), Decimal(n))
+    content = inflight(out).read_bytes().replace(b"\n", b"\r\n")
+    inflight(out).write_bytes(content)
+    with file_limit(3 * SLOT), pytest.raises(BatchError, match="No space left"), opened(out):
+        pass
+    assert inflight(out).read_bytes() == content
+    with opened(out) as found:
+        assert len(found.maybe_billed) == 8

@@ -16,9 +16,21 @@ from piapi_async.batch.earlier import Earlier
 from piapi_async.batch.records import read_notes
 from piapi_async.cli.batch import summary
 from piapi_async.testing import Delay, Drop, LocalServer, Stall, Status
-from tests.batch.checkpoints import inflight, opened
-from tests.batch.runs import MODEL, check_whole, ended, exists, prompts, records, run, until, worst_case, write
-from tests.batch.runs import opened as opened_client
+from tests.batch.checkpoints import inflight
+from tests.batch.checkpoints import opened as opened_checkpoint
+from tests.batch.runs import (
+    MODEL,
+    check_whole,
+    ended,
+    exists,
+    opened,
+    prompts,
+    records,
+    run,
+    until,
+    worst_case,
+    write,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -134,7 +146,7 @@ def killed(out: Path) -> Earlier:
     for path in (out, inflight(out)):
         if path.exists():
             shutil.copy(path, copy)
-    with opened(copy / out.name) as found:
+    with opened_checkpoint(copy / out.name) as found:
         earlier = found.earlier
     shutil.rmtree(copy)
     return earlier
@@ -237,7 +249,7 @@ async def test_spent_and_saved_have_one_basis_after_a_resume(server: LocalServer
     rows, third = prompts(6), Decimal(1) / 3
     ledgers = []
     for count in (3, 6, 6):
-        async with opened_client(server, budget="5") as client:
+        async with opened(server, budget="5") as client:
             status = await run_batch(write(tmp_path / "in.jsonl", rows[:count]), out, client=client, max_tokens=10)
             assert status.spent == client.ledger.spent > 0
             assert abs(client.ledger.saved - status.spent * third) < Decimal("1e-9")  # PiAPI takes three quarters
@@ -256,7 +268,7 @@ async def test_an_empty_batch_cost_nothing(server: LocalServer, out: Path) -> No
 
 
 async def test_a_minimum_charge_is_more_than_the_vendor_takes(server: LocalServer, out: Path) -> None:
-    async with opened_client(server, model="gpt-4-gizmo-g-gFt1ghYJl") as client:
+    async with opened(server, model="gpt-4-gizmo-g-gFt1ghYJl") as client:
         status = await run_batch(prompts(1), out, client=client, max_tokens=10)
         assert next(row[:2] for row in summary(status, client) if row[0] == "cost") == ("cost", "$0.0050")
         assert any("more than" in remark for _, _, remark in summary(status, client))
