@@ -322,7 +322,7 @@ class ScriptedProvider:
 
     def end(self, request: Request) -> None:
         """Note that a request is over: nothing more is billed."""
-        if request.phase == 3:
+        if request not in self.under_way:  # its client was killed before
             return
         request.phase = 3
         del self.under_way[request]

@@ -6,7 +6,7 @@ Each fault is one that the code had, or that a change could bring; it is put whe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count, islice
 from typing import Any, TypeAlias
 
@@ -29,44 +29,56 @@ from piapi_async.ledger import Books
 from piapi_async.route import Router
 from piapi_async.stream import ChatStream
 from piapi_async.wire import AnswerBuilder
-from tests.simulation.history import draw
+from tests.simulation.history import History, draw
 from tests.simulation.search import search
 
 SEEDS = 1500
-"""Most histories until a fault is found: fewer than the test command runs."""
+"""Most histories of its kind until a fault is found: fewer than the test command runs."""
 
 Patch: TypeAlias = pytest.MonkeyPatch
 
-FAULTS: dict[str, Callable[[Patch], None]] = {}
-FAULTS_OF_BATCHES: dict[str, Callable[[Patch], None]] = {}
+PutBack: TypeAlias = Callable[[Patch], None]
+Kind: TypeAlias = Callable[[History], bool]
+
+FAULTS: dict[str, tuple[PutBack, Kind]] = {}
+"""What puts each fault back, and the histories that may meet it: to look at others too would only take longer."""
 
 
-def fault(put_back: Callable[[Patch], None]) -> Callable[[Patch], None]:
-    FAULTS[put_back.__name__] = put_back
-    return put_back
+def any_history(history: History) -> bool:
+    return True
 
 
-def fault_of_batches(put_back: Callable[[Patch], None]) -> Callable[[Patch], None]:
-    FAULTS_OF_BATCHES[put_back.__name__] = put_back
-    return put_back
+def is_closed(history: History) -> bool:
+    return bool(history.closings)
 
 
-def batches() -> Iterator[int]:
-    """The seeds whose histories are batches: one in twelve."""
-    return (seed for seed in count() if draw(seed).callers[0].kind == "batch")
+def is_batch(history: History) -> bool:
+    return history.callers[0].kind == "batch"
+
+
+def is_killed(history: History) -> bool:
+    return is_batch(history) and history.callers[0].ending == "killed"
+
+
+def fault(in_: Kind = any_history) -> Callable[[PutBack], PutBack]:
+    def note(put_back: PutBack) -> PutBack:
+        FAULTS[put_back.__name__] = put_back, in_
+        return put_back
+
+    return note
 
 
 # -- places and probes -------------------------------------------------------------------------------------------------
 
 
-@fault
+@fault()
 def a_place_is_lost_where_a_caller_is_cancelled_as_it_gets_it(patch: Patch) -> None:
     from piapi_async.gate import _Waiter
 
     patch.setattr(_Waiter, "admitted", False)
 
 
-@fault
+@fault()
 def a_place_is_lost_where_an_attempt_is_abandoned(patch: Patch) -> None:
     leave = AttemptInFlight._leave
 
@@ -78,7 +90,7 @@ def a_place_is_lost_where_an_attempt_is_abandoned(patch: Patch) -> None:
     patch.setattr(AttemptInFlight, "_leave", leave_good)
 
 
-@fault
+@fault()
 def who_stood_in_the_way_of_the_next_in_the_queue_lets_nobody_pass(patch: Patch) -> None:
     def leave(self: Gate) -> None:
         self.in_flight -= 1
@@ -86,7 +98,7 @@ def who_stood_in_the_way_of_the_next_in_the_queue_lets_nobody_pass(patch: Patch)
     patch.setattr(Gate, "leave", leave)
 
 
-@fault
+@fault()
 def a_probe_that_says_nothing_is_not_ended(patch: Patch) -> None:
     record = Breaker.record
 
@@ -97,7 +109,7 @@ def a_probe_that_says_nothing_is_not_ended(patch: Patch) -> None:
     patch.setattr(Breaker, "record", forget)
 
 
-@fault
+@fault()
 def an_exchange_stays_open_where_its_attempt_is_abandoned(patch: Patch) -> None:
     abandon = AttemptInFlight._abandon
 
@@ -108,7 +120,7 @@ def an_exchange_stays_open_where_its_attempt_is_abandoned(patch: Patch) -> None:
     patch.setattr(AttemptInFlight, "_abandon", keep_open)
 
 
-@fault
+@fault()
 def the_timer_of_a_wait_at_the_gate_is_left(patch: Patch) -> None:
     enter = Gate.enter
 
@@ -120,12 +132,12 @@ def the_timer_of_a_wait_at_the_gate_is_left(patch: Patch) -> None:
     patch.setattr(Gate, "enter", leave_a_timer)
 
 
-@fault
+@fault(is_closed)
 def closing_does_not_send_the_waiting_away(patch: Patch) -> None:
     patch.setattr(Gate, "close", lambda self: None)
 
 
-@fault
+@fault()
 def a_gate_lets_one_more_pass_than_it_may(patch: Patch) -> None:
     opens_at = Gate.opens_at
 
@@ -139,7 +151,7 @@ def a_gate_lets_one_more_pass_than_it_may(patch: Patch) -> None:
     patch.setattr(Gate, "opens_at", one_more)
 
 
-@fault
+@fault()
 def the_requests_of_a_minute_have_no_bound(patch: Patch) -> None:
     patch.setattr("piapi_async.gate._Bucket.opens_at", lambda self, amount, now: now)
 
@@ -147,12 +159,12 @@ def the_requests_of_a_minute_have_no_bound(patch: Patch) -> None:
 # -- money -------------------------------------------------------------------------------------------------------------
 
 
-@fault
+@fault()
 def a_reservation_is_not_released(patch: Patch) -> None:
     patch.setattr(Books, "release", lambda self, amount: None)
 
 
-@fault
+@fault()
 def a_bill_is_forgotten_after_a_504(patch: Patch) -> None:
     fail = AttemptInFlight._fail
 
@@ -164,7 +176,7 @@ def a_bill_is_forgotten_after_a_504(patch: Patch) -> None:
     patch.setattr(AttemptInFlight, "_fail", forget)
 
 
-@fault
+@fault()
 def a_bill_is_forgotten_where_a_caller_is_cancelled(patch: Patch) -> None:
     abandon = AttemptInFlight._abandon
 
@@ -175,7 +187,7 @@ def a_bill_is_forgotten_where_a_caller_is_cancelled(patch: Patch) -> None:
     patch.setattr(AttemptInFlight, "_abandon", forget)
 
 
-@fault
+@fault()
 def a_bill_is_forgotten_where_a_connection_is_reset(patch: Patch) -> None:
     fail = AttemptInFlight._fail
 
@@ -187,18 +199,18 @@ def a_bill_is_forgotten_where_a_connection_is_reset(patch: Patch) -> None:
     patch.setattr(AttemptInFlight, "_fail", forget)
 
 
-@fault
+@fault()
 def a_stream_without_usage_is_booked_by_its_words(patch: Patch) -> None:
     patch.setattr(AttemptInFlight, "_came", 0)
 
 
-@fault
+@fault()
 def more_than_one_answer_is_reserved_as_one(patch: Patch) -> None:
     worst = Billing.worst
     patch.setattr(Billing, "worst", lambda self, request, *others: worst(self, attrs.evolve(request, n=None), *others))
 
 
-@fault
+@fault()
 def a_bill_above_its_reservation_is_cut_down_to_it(patch: Patch) -> None:
     settle = Books.settle
 
@@ -208,12 +220,12 @@ def a_bill_above_its_reservation_is_cut_down_to_it(patch: Patch) -> None:
     patch.setattr(Books, "settle", cut)
 
 
-@fault
+@fault()
 def a_bill_above_its_reservation_is_not_told(patch: Patch) -> None:
     patch.setattr(Reservation, "_compare", lambda self, upstream, bill: None)
 
 
-@fault
+@fault()
 def what_is_spent_is_not_looked_at_before_more_is_reserved(patch: Patch) -> None:
     def reserve(self: Books, amount: int) -> None:
         self.reserved += amount
@@ -224,7 +236,7 @@ def what_is_spent_is_not_looked_at_before_more_is_reserved(patch: Patch) -> None
 # -- attempts and hedges -----------------------------------------------------------------------------------------------
 
 
-@fault
+@fault()
 def attempts_have_no_bound(patch: Patch) -> None:
     after_failure = Router.after_failure
 
@@ -235,7 +247,7 @@ def attempts_have_no_bound(patch: Patch) -> None:
     patch.setattr(Router, "after_failure", again)
 
 
-@fault
+@fault()
 def a_stale_connection_is_no_attempt_however_often(patch: Patch) -> None:
     send = AttemptInFlight._send
 
@@ -250,7 +262,7 @@ def a_stale_connection_is_no_attempt_however_often(patch: Patch) -> None:
     patch.setattr(AttemptInFlight, "_send", resend)
 
 
-@fault
+@fault()
 def the_loser_of_a_hedge_is_not_cancelled(patch: Patch) -> None:
     patch.setattr(HedgedAttempt, "_end_losers", lambda self: None)
 
@@ -258,17 +270,17 @@ def the_loser_of_a_hedge_is_not_cancelled(patch: Patch) -> None:
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
-@fault
+@fault()
 def a_stream_that_is_cut_is_taken_for_whole(patch: Patch) -> None:
     patch.setattr(AnswerBuilder, "check_end", lambda self, **_: None)
 
 
-@fault
+@fault()
 def an_iteration_goes_on_after_it_failed_as_if_the_answer_were_whole(patch: Patch) -> None:
     patch.setattr(ChatStream, "_check_not_failed", lambda self: None)
 
 
-@fault
+@fault()
 def who_leaves_does_not_stop_the_other_reader(patch: Patch) -> None:
     exit_ = ChatStream.__aexit__
 
@@ -279,7 +291,7 @@ def who_leaves_does_not_stop_the_other_reader(patch: Patch) -> None:
     patch.setattr(ChatStream, "__aexit__", leave)
 
 
-@fault
+@fault()
 def the_first_tokens_of_a_hedged_stream_are_lost(patch: Patch) -> None:
     open_stream = HedgedAttempt.open_stream
 
@@ -293,13 +305,13 @@ def the_first_tokens_of_a_hedged_stream_are_lost(patch: Patch) -> None:
 # -- many --------------------------------------------------------------------------------------------------------------
 
 
-@fault
+@fault()
 def a_map_loses_a_result(patch: Patch) -> None:
     put = Results._put
     patch.setattr(Results, "_put", lambda self, result: None if result.index == 3 else put(self, result))
 
 
-@fault
+@fault()
 def a_map_gives_a_result_twice(patch: Patch) -> None:
     put = Results._put
 
@@ -311,7 +323,7 @@ def a_map_gives_a_result_twice(patch: Patch) -> None:
     patch.setattr(Results, "_put", twice)
 
 
-@fault
+@fault()
 def a_map_that_is_ordered_is_not(patch: Patch) -> None:
     init = Results.__init__
     patch.setattr(
@@ -319,14 +331,14 @@ def a_map_that_is_ordered_is_not(patch: Patch) -> None:
     )
 
 
-@fault
+@fault()
 def a_map_leaves_its_input_open(patch: Patch) -> None:
     async def leave(generator: Any) -> None: ...
 
     patch.setattr("piapi_async.fanout.close_generator", leave)
 
 
-@fault
+@fault()
 def a_map_gives_a_result_the_key_of_another(patch: Patch) -> None:
     patch.setattr(Results, "_put", lambda self, result: self._ready.append(attrs.evolve(result, key=0)))
 
@@ -334,7 +346,7 @@ def a_map_gives_a_result_the_key_of_another(patch: Patch) -> None:
 # -- closing -----------------------------------------------------------------------------------------------------------
 
 
-@fault
+@fault(is_closed)
 def a_closing_that_was_cancelled_is_taken_for_done(patch: Patch) -> None:
     aclose = Client.aclose
 
@@ -345,7 +357,7 @@ def a_closing_that_was_cancelled_is_taken_for_done(patch: Patch) -> None:
     patch.setattr(Client, "aclose", once)
 
 
-@fault
+@fault(is_closed)
 def a_call_goes_on_at_a_client_that_was_closed_meanwhile(patch: Patch) -> None:
     patch.setattr(AttemptInFlight, "_check_open", lambda self, route, began: None)
 
@@ -353,7 +365,7 @@ def a_call_goes_on_at_a_client_that_was_closed_meanwhile(patch: Patch) -> None:
 # -- batches -----------------------------------------------------------------------------------------------------------
 
 
-@fault_of_batches
+@fault(is_batch)
 def a_row_is_recorded_twice(patch: Patch) -> None:
     answered = Recorder.answered
 
@@ -365,7 +377,7 @@ def a_row_is_recorded_twice(patch: Patch) -> None:
     patch.setattr(Recorder, "answered", twice)
 
 
-@fault_of_batches
+@fault(is_batch)
 def a_row_is_lost(patch: Patch) -> None:
     ask = _Run._ask
 
@@ -375,7 +387,7 @@ def a_row_is_lost(patch: Patch) -> None:
     patch.setattr(_Run, "_ask", lose)
 
 
-@fault_of_batches
+@fault(is_killed)
 def only_the_first_request_of_a_row_is_on_record(patch: Patch) -> None:
     add = InflightFile.add
 
@@ -386,23 +398,19 @@ def only_the_first_request_of_a_row_is_on_record(patch: Patch) -> None:
     patch.setattr(InflightFile, "add", first)
 
 
-@fault_of_batches
+@fault(is_killed)
 def no_request_is_on_record_before_it_goes_out(patch: Patch) -> None:
     patch.setattr(Recorder, "sent", lambda self, flight: None)
 
 
-@fault_of_batches
+@fault(is_batch)
 def a_request_stays_on_record_when_it_has_ended(patch: Patch) -> None:
     patch.setattr(InflightFile, "settle", lambda self, key: None)
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_seed_finds_that(name: str, monkeypatch: Patch) -> None:
-    FAULTS[name](monkeypatch)
-    assert search(range(SEEDS), short=False) is not None
-
-
-@pytest.mark.parametrize("name", FAULTS_OF_BATCHES)
-def test_a_seed_of_a_batch_finds_that(name: str, monkeypatch: Patch) -> None:
-    FAULTS_OF_BATCHES[name](monkeypatch)
-    assert search(islice(batches(), SEEDS), short=False) is not None
+    put_back, is_of_this_kind = FAULTS[name]
+    put_back(monkeypatch)
+    seeds = (seed for seed in count() if is_of_this_kind(draw(seed)))
+    assert search(islice(seeds, SEEDS), short=False) is not None
