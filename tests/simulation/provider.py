@@ -34,8 +34,8 @@ FAULTS = (
     *("cut", "cut", "cut cleanly", "cut cleanly", "error event", "page", "empty", "error object", "fewer"),
     *("status",) * 10,
 )
-FREE = ("connect", "stale", "status", "error object")
-"""Faults for which nobody bills, but for a gateway's timeout."""
+FREE = ("connect", "stale", "status", "error object", "error event")
+"""Faults for which nobody bills, but for a gateway's timeout, and where an error comes behind a part of an answer."""
 
 CONTENTS = ("text", "text", "text", "call", "reasoning")
 ENDS = (b"data: [DONE]\n\n", b"data: [DONE]\n\n", b"data: [none]\n\n", b"")
@@ -396,7 +396,7 @@ class ScriptedExchange:
             raise APIConnectionError("cut", kind="truncated body", maybe_billed=True)
         request.whole = request.whole or piece.whole
         if piece.tokens:
-            request.bill(piece.tokens)
+            request.bill(max(piece.tokens, int(answer.billed * request.most) if answer.fault == "error event" else 0))
         self._transport.tell(f"sends {len(piece.data)} bytes of", request)
         return piece.data
 

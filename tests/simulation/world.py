@@ -64,6 +64,7 @@ class World:
         wrongs: What must not be.
         runs: Of a batch, so far.
         told: How many bills above their reservations were told.
+        overrun_before: What bills of earlier runs came to above their reservations, in US dollars.
         began: When each single call began, by its prompt.
         closed_at: When the client was closed last.
         client: The client; of a batch, the present run's.
@@ -81,6 +82,7 @@ class World:
     wrongs: list[str] = attrs.field(factory=list)
     runs: int = 1
     told: int = 0
+    overrun_before: Decimal = Decimal(0)
     began: dict[str, float] = attrs.field(factory=dict)
     closed_at: float = 0.0
 
@@ -124,6 +126,7 @@ class World:
     def check_money(self) -> None:
         """Spent, reserved and unknown are within the cap, and cover what was billed.
 
+        Above the cap is only what single bills came to above their reservations, estimated ones too: `overrun` tells.
         What a bill is above the most that its request may cost, nobody knows before the answer is read; it counts in
         the end, in `check_bills`.
         """
@@ -132,7 +135,7 @@ class World:
             return
         taken = from_dollars(self.budget - left)
         over = self.provider.over
-        if left < 0 and from_dollars(-left) > over:
+        if left < 0 and from_dollars(-left) > max(over, from_dollars(self.overrun_before + self.client.ledger.overrun)):
             self.wrong(f"{self.client.ledger!r} is {-left} above the cap, and all bills together {over} picodollars")
         if taken < self.provider.billed - over:
             self.wrong(f"{self.client.ledger!r} is below what was billed, {self.provider.billed} picodollars")
@@ -217,6 +220,7 @@ class World:
         """Take a new client, as another process would; its budget is gone when all providers are well."""
         self.provider.healed = healed
         self.runs += 1
+        self.overrun_before += self.client.ledger.overrun
         self.provider.dead = False
         if healed:
             self.budget = None
