@@ -186,7 +186,9 @@ class Billing:
         if bill * its_worst > before * worst:
             self._grown[model] = bill, worst
 
-    def _worst_at(self, request: ChatRequest, model: str, provider: Provider, prompt: int, came: int = 0) -> int:
+    def _worst_at(
+        self, request: ChatRequest, model: str, provider: Provider, prompt: int, came: tuple[int, int] = (0, 0)
+    ) -> int:
         info = self.price(provider, model)
         if info is None:
             near = self.suggest(model, provider)
@@ -195,12 +197,12 @@ class Billing:
                 + (f"did you mean {near!r}? Else " if near else "")
                 + "pass it by prices=…"
             )
-        answer = _asked_tokens(request) or info.max_output_tokens or came
+        answer = _asked_tokens(request) or info.max_output_tokens or came[1]
         if not answer:
             raise InvalidRequestError(
                 f"max_tokens: a budget needs a bound on the answer, and none is known for {model}; pass max_tokens"
             )
-        return cost(info, prompt + _part_tokens(request, info), max(came, answer * (request.n or 1)))
+        return cost(info, max(came[0], prompt + _part_tokens(request, info)), max(came[1], answer * (request.n or 1)))
 
     def quote(self, request: ChatRequest, model: str, providers: tuple[Provider, ...]) -> Quote:
         """Tell what a call would cost.
@@ -256,7 +258,13 @@ class Billing:
         return amount
 
     def keep(
-        self, account: Account, reserved: int | None, request: ChatRequest, model: str, provider: Provider, came: int
+        self,
+        account: Account,
+        reserved: int | None,
+        request: ChatRequest,
+        model: str,
+        provider: Provider,
+        came: tuple[int, int],
     ) -> int:
         """Enter a request whose bill is unknown: what was reserved for it, or the most that it may cost if it is more.
 
@@ -266,18 +274,18 @@ class Billing:
             request: What was asked.
             model: By the caller's name.
             provider: Who was asked.
-            came: Tokens of the answer that have come, at least.
+            came: Tokens of the prompt and of the answer, as far as is known.
 
         Returns:
             What was entered, in picodollars.
         """
         amount = reserved or 0
-        if reserved is None or came:
+        if reserved is None or any(came):
             amount = max(amount, self._at_most(request, model, provider, came))
         self._books.keep(account.row, reserved or 0, amount)
         return amount
 
-    def _at_most(self, request: ChatRequest, model: str, provider: Provider, came: int) -> int:
+    def _at_most(self, request: ChatRequest, model: str, provider: Provider, came: tuple[int, int]) -> int:
         """What an attempt may have cost, as far as that is known, in picodollars."""
         try:
             return self._worst_at(request, model, provider, _most_text_tokens(request), came)
@@ -294,6 +302,11 @@ class Billing:
         schemas = (request.functions, request.tools, request.response_format)
         tokens = self.estimate(request.messages) + sum(self._tokens_in_json(str(each)) for each in schemas if each)
         return tokens + _part_tokens(request, self.price(provider, model))
+
+    def estimate_answer(self, request: ChatRequest, answers: Iterable[Message]) -> int:
+        """Tokens of an answer that came whole, estimated: no more than were asked for."""
+        tokens, asked = self.estimate(answers), _asked_tokens(request) * (request.n or 1)
+        return min(tokens, asked) if asked else tokens
 
     def estimate(self, messages: Iterable[Message]) -> int:
         """Tokens of messages, estimated."""

@@ -244,7 +244,7 @@ OF_THEIR_OWN = [
 
 
 @pytest.mark.parametrize("cls", OF_THEIR_OWN)
-def test_what_is_half_made_can_be_shown(cls: type[Any]) -> None:
+def test_what_is_half_made_can_be_shown(cls: Any) -> None:
     """A traceback out of `__init__` that shows local variables has such an object."""
     assert cls.__name__ in repr(cls.__new__(cls))
 

@@ -105,10 +105,12 @@ class AttemptInFlight:
                     route = dispatcher.router.choose(call, now)
         else:
             route = dispatcher.router.choose(call, now)
-        await self._reserve(route)
+        if call.worst is not None:
+            await self._reserve(route)
         try:
-            self._check_open(route, now)
-            if call.waits_for_room:  # then it may have fallen sick meanwhile too
+            if call.failures or call.waits_for_room:
+                self._check_open(route, now)
+            if call.worst is not None and call.waits_for_room:  # then it may have fallen sick meanwhile too
                 now = dispatcher.clock()
                 if not route.key.admits(call.model, now):
                     route = dispatcher.router.choose(call, now)
@@ -277,20 +279,26 @@ class AttemptInFlight:
 
     def _accept(self, completion: ChatCompletion) -> ChatCompletion:
         """Count the tokens of a good answer. The caller's tokenizer may raise, so this comes before leaving."""
-        usage, billing = completion.usage, self._dispatcher.billing
+        usage, billing, request = completion.usage, self._dispatcher.billing, self.call.request
         if usage is not None:
             self._tokens = usage.prompt_tokens, usage.output_tokens
         else:
-            answers = (choice.message for choice in completion.choices)
-            prompt = billing.estimate_prompt(self.call.request, self.call.model, self.upstream.provider)
-            self._tokens = prompt, max(billing.estimate(answers), self._came)
+            answers = [choice.message for choice in completion.choices]
+            prompt = billing.estimate_prompt(request, self.call.model, self.upstream.provider)
+            if self._builder is None:
+                self._tokens = prompt, billing.estimate_answer(request, answers)
+            else:  # a server may send more than was asked for; the chunks tell
+                self._tokens = prompt, max(self._builder.chunks, billing.estimate(answers))
         self.completion = completion
         return completion
 
     @property
-    def _came(self) -> int:
-        """Tokens of a streamed answer that have come: one a chunk at least."""
-        return 0 if self._builder is None else self._builder.chunks
+    def _came(self) -> tuple[int, int]:
+        """Tokens of the prompt and of a streamed answer, as far as is known: one a chunk at least."""
+        if self._builder is None:
+            return 0, 0
+        usage, chunks = self._builder.usage, self._builder.chunks
+        return (0, chunks) if usage is None else (usage.prompt_tokens, max(chunks, usage.output_tokens))
 
     async def _send(self, deadline: Deadline) -> Exchange:
         """Send the request; once more, on a new connection, when a kept one turns out to be closed."""

@@ -26,9 +26,7 @@ class Reservation:
     """
 
     def __init__(self, dispatcher: Dispatcher, call: Call) -> None:
-        self._books = dispatcher.books
-        self._billing = dispatcher.billing
-        self._room = dispatcher.room
+        self._dispatcher = dispatcher
         self._call = call
         self._held: int | None = None  # picodollars
 
@@ -36,7 +34,7 @@ class Reservation:
 
     def _amount(self) -> int:
         """What is to be reserved by now."""
-        return self._billing.to_reserve(self._call.model, self._call.worst or 0)
+        return self._dispatcher.billing.to_reserve(self._call.model, self._call.worst or 0)
 
     def take(self) -> None:
         """Reserve what the attempt may cost at most.
@@ -46,7 +44,7 @@ class Reservation:
         """
         if self._call.worst is not None:
             amount = self._amount()
-            self._books.reserve(amount)
+            self._dispatcher.books.reserve(amount)
             self._held = amount
 
     async def take_in_time(self) -> None:
@@ -57,21 +55,21 @@ class Reservation:
             APITimeoutError: The call's deadline came first.
         """
         if self._call.waits_for_room and self._call.worst is not None:
-            self._held = await self._room.reserve(self._amount, self._call.deadline)
+            self._held = await self._dispatcher.room.reserve(self._amount, self._call.deadline)
         else:
             self.take()
 
     @property
     def is_enough(self) -> bool:
         """Whether it is enough by now, and the budget not passed: a bill may have been above its own reservation."""
-        return self._held is None or (self._books.fits(0) and self._held >= self._amount())
+        return self._held is None or (self._dispatcher.books.fits(0) and self._held >= self._amount())
 
     def release(self) -> None:
         """Give it back: nothing can have been billed."""
         if self._held is not None:
-            self._books.release(self._held)
+            self._dispatcher.books.release(self._held)
             self._held = None
-            self._room.changed()
+            self._dispatcher.room.changed()
 
     # -- at the end ----------------------------------------------------------------------------------------------------
 
@@ -83,25 +81,25 @@ class Reservation:
             tokens: Of the prompt, and of all choices.
             estimated: Whether the tokens are an estimate.
         """
-        bill = self._billing.book(self._account(upstream), self._held, *tokens, estimated=estimated)
+        bill = self._dispatcher.billing.book(self._account(upstream), self._held, *tokens, estimated=estimated)
         self._compare(upstream, bill)
         return None if bill is None else to_dollars(bill)
 
-    def keep(self, upstream: Upstream, came: int) -> None:
+    def keep(self, upstream: Upstream, came: tuple[int, int]) -> None:
         """Turn it into what an attempt may have cost whose bill is unknown.
 
         Args:
             upstream: Who was asked.
-            came: Tokens of the answer that have come, at least.
+            came: Tokens of the prompt and of the answer, as far as is known.
         """
         call, account = self._call, self._account(upstream)
-        bill = self._billing.keep(account, self._held, call.request, call.model, upstream.provider, came)
+        bill = self._dispatcher.billing.keep(account, self._held, call.request, call.model, upstream.provider, came)
         self._compare(upstream, bill)
 
     def _account(self, upstream: Upstream) -> Account:
         account = upstream.accounts.get(self._call.model)
         if account is None:
-            account = self._billing.account(upstream.provider, self._call.model)
+            account = self._dispatcher.billing.account(upstream.provider, self._call.model)
             upstream.accounts[self._call.model] = account
         return account
 
@@ -110,7 +108,7 @@ class Reservation:
         held, call = self._held, self._call
         if bill is None or held is None or call.worst is None or bill <= held:
             return
-        self._billing.grow(call.model, bill, call.worst)
+        self._dispatcher.billing.grow(call.model, bill, call.worst)
         _log.warning(
             "%s: a call of %r cost %s, or may have, where %s was reserved for it; "
             "from now on more is reserved for this model, by the same share",

@@ -74,6 +74,8 @@ class Room:
 
     def changed(self) -> None:
         """Let those go on for whom there is room now, and all where nothing is left that could make any."""
+        if not self._waiting:
+            return
         for waiter in list(self._waiting):
             amount = waiter.amount()
             if not waiter.reserved.done() and self._books.fits(amount):
