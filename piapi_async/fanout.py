@@ -186,7 +186,10 @@ class Results(Generic[T]):
     def _end(self) -> Result:
         if self._cut:
             raise RuntimeError("the map was left before its end; read its results inside its block")
-        raise self._ask_error or self._input_error or StopAsyncIteration
+        error = self._ask_error or self._input_error
+        if isinstance(error, StopAsyncIteration):  # raised as it is, it would look like the end
+            raise RuntimeError("the input, or a call, raised StopAsyncIteration") from error
+        raise error or StopAsyncIteration
 
     def _has_ended(self) -> bool:
         return self._fed and not self._asking
@@ -213,8 +216,12 @@ class Results(Generic[T]):
         while await self._wait_for_room():
             try:
                 item = await anext(self._items) if isinstance(self._items, AsyncIterator) else next(self._items)
-            except (StopIteration, StopAsyncIteration):
+            except StopIteration:
                 return
+            except StopAsyncIteration:
+                if isinstance(self._items, AsyncIterator):
+                    return
+                raise
             self._start(item)
             del item
             if not self._pulled % PULLED_A_TURN:

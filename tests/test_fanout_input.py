@@ -344,3 +344,24 @@ async def test_nothing_of_a_map_that_was_never_entered_is_left() -> None:
     gc.collect()
     await asyncio.sleep(0.001)
     assert source.log == []
+
+
+# -- an error that would look like the end -----------------------------------------------------------------------------
+
+
+def stops() -> Iterator[int]:
+    yield 1
+    raise StopAsyncIteration("of the input")
+
+
+async def stop(index: int, item: object) -> Result:
+    raise StopAsyncIteration("of the call")
+
+
+@pytest.mark.parametrize(("items", "ask"), [(stops, answer), (lambda: [1], stop)])
+async def test_a_stop_from_elsewhere_does_not_end_the_results(items: Callable[[], Any], ask: Any) -> None:
+    with pytest.raises(RuntimeError, match="StopAsyncIteration") as caught:
+        async with results(items(), ask) as found:
+            async for _ in found:
+                pass
+    assert isinstance(caught.value.__cause__, StopAsyncIteration)
