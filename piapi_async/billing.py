@@ -303,17 +303,25 @@ class Billing:
         tokens = self.estimate(request.messages) + sum(self._tokens_in_json(str(each)) for each in schemas if each)
         return tokens + _part_tokens(request, self.price(provider, model))
 
-    def estimate_answer(self, request: ChatRequest, answers: Iterable[Message]) -> int:
-        """Tokens of an answer that came whole, estimated: no more than were asked for."""
-        tokens, asked = self.estimate(answers), _asked_tokens(request) * (request.n or 1)
-        return min(tokens, asked) if asked else tokens
-
     def estimate(self, messages: Iterable[Message]) -> int:
         """Tokens of messages, estimated."""
         return sum(self._tokens_of(message) for message in messages)
 
-    def _tokens_of(self, message: Message) -> int:
-        texts = sum(self._tokens_in(text) for text in (message.text, message.reasoning, message.refusal) if text)
+    def estimate_answer(self, request: ChatRequest, answers: Iterable[Message], chunks: int) -> int:
+        """Tokens of an answer, estimated; code and JSON have few blanks, so its texts count as JSON does.
+
+        Args:
+            request: What was asked. An answer that came whole has no more tokens than that allows.
+            answers: The messages of all choices.
+            chunks: Of a stream, which has a token a chunk at least; 0 where the answer came whole.
+        """
+        tokens = sum(self._tokens_of(message, self._tokens_in_json) for message in answers)
+        asked = _asked_tokens(request) * (request.n or 1)
+        return max(tokens, chunks) if chunks or not asked else min(tokens, asked)
+
+    def _tokens_of(self, message: Message, count: Callable[[str], int] | None = None) -> int:
+        count = count or self._tokens_in
+        texts = sum(count(text) for text in (message.text, message.reasoning, message.refusal) if text)
         calls = (message.function_call, *(tool.function for tool in message.tool_calls or ()))
         return texts + sum(self._tokens_in_json(f"{call.name} {call.arguments}") for call in calls if call)
 

@@ -24,10 +24,10 @@ from piapi_async import (
 )
 from piapi_async.catalog import CATALOG, ModelInfo
 from piapi_async.models import ChatParams
-from piapi_async.testing import LocalServer, ReadRequest, Send, Wait
+from piapi_async.testing import LocalServer, ReadRequest, Send, Wait, http_response
 from tests.leaks import KEY, assert_tight
 from tests.test_billing import answer, serving
-from tests.wires import DONE, dialled, sse, sse_cut
+from tests.wires import DONE, chunk, dialled, sse, sse_cut
 
 pytestmark = pytest.mark.anyio
 
@@ -251,6 +251,50 @@ async def test_words_count_where_they_are_more() -> None:
         async with client.stream("x") as stream:
             await stream.completion()
         assert client.ledger.spent == 2 * IN_4O + 402 * OUT_4O
+
+
+JSON = '{"a":1,' * 100
+
+
+async def test_text_without_blanks_counts_a_token_in_four_characters() -> None:
+    body = json.dumps({"choices": [{"index": 0, "message": {"content": JSON}, "finish_reason": "stop"}]}).encode()
+    for reply, by_stream in ((sse(bare({"content": JSON}), DONE), True), (http_response(200, body), False)):
+        async with dialled([ReadRequest(), Send(reply)], budget="1") as (client, _):
+            await client.complete("x", via_stream=by_stream)
+            assert client.ledger.spent == 2 * IN_4O + 175 * OUT_4O
+
+
+def counts(prompt: int, answer: int) -> dict[str, Any]:
+    return {"usage": {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "tokens"),
+    [
+        ([TEXT, chunk(**counts(0, 0))], (2, 101)),
+        ([chunk("a", **counts(9, 1)), TEXT], (9, 101)),
+        ([chunk("a", **counts(9, 150)), TEXT], (9, 150)),
+        ([chunk("a", **counts(9, 1)), TEXT, chunk(**counts(9, 60))], (9, 60)),
+        ([TEXT, chunk(**counts(9, 60)), chunk(finish="stop"), chunk(**counts(0, 0))], (9, 60)),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 1000])
+async def test_counts_that_are_not_of_the_whole_answer(pieces: list[bytes], tokens: tuple[int, int], size: int) -> None:
+    """Zeros, which some gateways send, and counts that came before the text are completed by the estimate."""
+    events = [event + b"\n\n" for event in b"".join(pieces).split(b"\n\n") if event]
+    parts = [b"".join(events[i : i + size]) for i in range(0, len(events), size)]
+    async with dialled([ReadRequest(), Send(sse(*parts, DONE))], budget="1") as (client, _):
+        async with client.stream("x") as stream:
+            answer = await stream.completion()
+        assert client.ledger.spent == answer.cost == tokens[0] * IN_4O + tokens[1] * OUT_4O
+        assert answer.cost_estimated == (tokens != (9, 60))
+
+
+async def test_zeros_are_no_counts_of_an_answer() -> None:
+    async with serving(answer(0, 0)) as raw:
+        async with Client(KEY, base_url=raw.base_url, model="gpt-4o") as client:
+            found = await client.complete("x")
+    assert (found.cost, found.cost_estimated) == (2 * IN_4O + 4 * OUT_4O, True)
 
 
 @pytest.mark.parametrize("budget", [None, "1"])

@@ -82,6 +82,7 @@ class AttemptInFlight:
         self._batches: AsyncGenerator[list[ChatCompletionChunk], None] | None = None
         self.completion: ChatCompletion | None = None
         self._tokens: tuple[int, int] = (0, 0)  # of prompt and answer, as counted or estimated
+        self._estimated = False
         self._ended = False
 
     @property
@@ -280,15 +281,14 @@ class AttemptInFlight:
     def _accept(self, completion: ChatCompletion) -> ChatCompletion:
         """Count the tokens of a good answer. The caller's tokenizer may raise, so this comes before leaving."""
         usage, billing, request = completion.usage, self._dispatcher.billing, self.call.request
-        if usage is not None:
-            self._tokens = usage.prompt_tokens, usage.output_tokens
-        else:
-            answers = [choice.message for choice in completion.choices]
+        counted = (0, 0) if usage is None else (usage.prompt_tokens, usage.output_tokens)
+        # Zeros count nothing, and counts with more of the answer behind them not all of it.
+        self._estimated = not any(counted) or (self._builder is not None and self._builder.uncounted)
+        self._tokens = counted
+        if self._estimated:
             prompt = billing.estimate_prompt(request, self.call.model, self.upstream.provider)
-            if self._builder is None:
-                self._tokens = prompt, billing.estimate_answer(request, answers)
-            else:  # a server may send more than was asked for; the chunks tell
-                self._tokens = prompt, max(self._builder.chunks, billing.estimate(answers))
+            answer = billing.estimate_answer(request, [choice.message for choice in completion.choices], self._came[1])
+            self._tokens = counted[0] or prompt, max(counted[1], answer)
         self.completion = completion
         return completion
 
@@ -391,8 +391,8 @@ class AttemptInFlight:
     def _succeed(self, completion: ChatCompletion, now: float) -> None:
         usage, gate, dispatcher = completion.usage, self.key.gate, self._dispatcher
         self._leave(now, good=True)
-        completion.cost = self._reservation.book(self.upstream, self._tokens, estimated=usage is None)
-        completion.cost_estimated = usage is None
+        completion.cost = self._reservation.book(self.upstream, self._tokens, estimated=self._estimated)
+        completion.cost_estimated = self._estimated
         self._record(now, "ok", usage)
         completion.provider = self.upstream.provider.name
         completion.attempts = tuple(self.call.attempts)

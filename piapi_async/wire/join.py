@@ -264,7 +264,8 @@ class AnswerBuilder:
         id: As the first chunk that has one.
         created: As `id`.
         model: As `id`.
-        usage: Token counts, once a chunk brought them; a later null does not undo them.
+        usage: Token counts, once a chunk brought them; a later null, or zeros, do not undo them.
+        uncounted: Whether more of the answer came behind the last token counts.
         begun: Whether any chunk has come.
         chunks: How many have come, those of each choice apart: an answer has no fewer tokens.
         extra: What chunks bring beside their fields, the last of each.
@@ -275,6 +276,7 @@ class AnswerBuilder:
     created: int = 0
     model: str = ""
     usage: Usage | None = None
+    uncounted: bool = False
     begun: bool = False
     chunks: int = 0
     extra: dict[str, object] = attrs.field(factory=dict[str, object])
@@ -323,7 +325,7 @@ class AnswerBuilder:
             ended = choice.ended
             choice.extend(part)
             choice.ended = choice.ended or (ended and not reopens)
-        if chunk.usage is not None:
+        if chunk.usage is not None and (chunk.usage.total_tokens or self.usage is None):
             self.usage = attrs.evolve(chunk.usage)  # a copy: what the caller does to the chunk must change no bill
         if chunk.extra:
             keep_last(self.extra, chunk.extra)
@@ -331,6 +333,12 @@ class AnswerBuilder:
     def count(self, chunks: list[ChatCompletionChunk]) -> None:
         """Count the chunks of one read."""
         self.chunks += len(chunks) if self.asked == 1 else sum(len(chunk.choices) for chunk in chunks)
+        if self.usage is not None:
+            for chunk in chunks:
+                if chunk.usage is not None:
+                    self.uncounted = False
+                elif any(_brings_content(choice.delta) for choice in chunk.choices):
+                    self.uncounted = True
 
     def _choice(self, index: int) -> _ChoiceParts:
         return self._choices.get(index) or self._choices.setdefault(index, _ChoiceParts())
