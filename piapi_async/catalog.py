@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from attrs import Attribute, evolve, field, frozen
 
 from piapi_async.errors import ConfigurationError, InvalidRequestError
+from piapi_async.models.checks import show_fields
 
 __all__ = [
     "CATALOG",
@@ -93,7 +94,7 @@ def _check_share(instance: ModelInfo, _attribute: Attribute[Decimal | None], val
         raise ConfigurationError(f"share of {instance.model} must be a positive number, not {value}")
 
 
-@frozen(slots=False)
+@frozen(slots=False, repr=False)
 class ModelInfo:
     """A model, or a pattern of models, as the provider sells it.
 
@@ -133,6 +134,8 @@ class ModelInfo:
     max_output_tokens: int | None = field(default=None, kw_only=True)
     image_tokens: int | None = field(default=None, kw_only=True)
     as_of: datetime.date | None = field(default=None, kw_only=True)
+
+    __repr__ = show_fields
 
     @cached_property
     def picodollars(self) -> tuple[int, int, int]:

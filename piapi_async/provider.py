@@ -12,6 +12,7 @@ import attrs
 
 from piapi_async.catalog import ModelInfo
 from piapi_async.errors import ConfigurationError, Secret
+from piapi_async.models.checks import show_fields
 from piapi_async.policy import Limits
 
 __all__ = ["Endpoint", "Provider", "check_base_url", "check_headers", "check_keys", "check_proxy", "read_keys"]
@@ -204,7 +205,7 @@ def _check_prices(prices: Mapping[str, ModelInfo]) -> Mapping[str, ModelInfo]:
     raise ConfigurationError("prices: it must map model names to prices; pass {'gpt-4o': ModelInfo('gpt-4o', …)}")
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class Provider:
     """One place that answers chat completions: PiAPI itself, or a backup.
 
@@ -230,8 +231,10 @@ class Provider:
     prices: Mapping[str, ModelInfo] = attrs.field(factory=dict[str, ModelInfo], kw_only=True, converter=_check_prices)
     limits: Limits | None = attrs.field(default=None, kw_only=True)
     stream_usage: bool = attrs.field(default=False, kw_only=True)
-    headers: Mapping[str, str] = attrs.field(factory=dict[str, str], kw_only=True, converter=check_headers)
+    headers: Mapping[str, str] = attrs.field(factory=dict[str, str], kw_only=True, converter=check_headers, repr=False)
     allow_http: bool = attrs.field(default=False, kw_only=True)
+
+    __repr__ = show_fields
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(cast("object", self.name), str) or not self.name:

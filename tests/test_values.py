@@ -6,7 +6,8 @@ import copy
 import inspect
 import json
 import pickle
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -238,7 +239,10 @@ def test_the_types_of_fields_can_be_read(cls: type[Any]) -> None:
 
 OF_THEIR_OWN = [
     cls
-    for cls in (Client, piapi_async.ChatStream, Ledger, SSEDecoder, Secret, SessionPool, PiAPIError, APIError)
+    for cls in (
+        *(Client, piapi_async.ChatStream, Ledger, SSEDecoder, Secret, SessionPool, PiAPIError, APIError),
+        *(ChatRequest, ModelInfo, Provider),
+    )
     if "__repr__" in vars(cls)
 ]
 
@@ -249,5 +253,25 @@ def test_what_is_half_made_can_be_shown(cls: Any) -> None:
     assert cls.__name__ in repr(cls.__new__(cls))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ChatRequest(5),
+        lambda: ModelInfo("m", "x", "y"),
+        lambda: Provider("o", "https://x.example/v1", []),
+        lambda: Provider("o", "https://x.example/v1", "sk-0123456789", headers={"X-Team": "blue\n"}),
+    ],
+)
+def test_a_refusal_can_be_shown_with_its_locals(make: Callable[[], object]) -> None:
+    with pytest.raises(PiAPIError) as refusal:
+        make()
+    shown = "".join(traceback.TracebackException.from_exception(refusal.value, capture_locals=True).format())
+    assert "self = " in shown
+
+
+def test_the_values_of_headers_are_not_shown() -> None:
+    assert "blue" not in repr(Provider("o", "https://x.example/v1", "sk-0123456789", headers={"X-Team": "blue"}))
+
+
 def test_there_are_classes_that_show_themselves() -> None:
-    assert {Client, Ledger, Secret, SessionPool} <= set(OF_THEIR_OWN)
+    assert {Client, Ledger, Secret, SessionPool, ChatRequest, ModelInfo, Provider} <= set(OF_THEIR_OWN)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import attrs
 
@@ -34,6 +34,13 @@ def refuse(field: str, problem: str, remedy: str) -> InvalidRequestError:
 def _shown(value: object) -> str:
     """A value for an error message: numbers as they are, of everything else the type, as it may hold the prompt."""
     return repr(value) if isinstance(value, (int, float)) and abs(value) < 1e300 else f"a {type(value).__name__}"
+
+
+def show_fields(self: Any) -> str:
+    """Write an attrs object as attrs does, and also one that is half made, as a traceback out of `__init__` may ask."""
+    made = ((field, self.__dict__[field.name]) for field in attrs.fields(self.__class__) if field.name in self.__dict__)
+    shown = (f"{each.name}={each.repr(v) if callable(each.repr) else repr(v)}" for each, v in made if each.repr)
+    return f"{type(self).__name__}({', '.join(shown)})"
 
 
 def check_number(field: str, value: object, low: float, high: float) -> int | float:

@@ -7,7 +7,7 @@ from typing import TypeAlias, TypedDict
 
 import attrs
 
-from piapi_async.models.checks import CHECKS, check_messages
+from piapi_async.models.checks import CHECKS, check_messages, show_fields
 from piapi_async.models.messages import Message
 
 Prompt: TypeAlias = "str | Sequence[Message | Mapping[str, object]] | ChatRequest"
@@ -44,7 +44,7 @@ def _show_messages(messages: tuple[Message, ...]) -> str:
     return f"<{len(messages)} message{'s' if len(messages) != 1 else ''}>"
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class ChatRequest:
     """A request, checked.
 
@@ -104,6 +104,8 @@ class ChatRequest:
     top_logprobs: int | None = attrs.field(default=None, kw_only=True)
     extra_body: Mapping[str, object] | None = attrs.field(default=None, kw_only=True, repr=False)
     stream: bool = attrs.field(default=False, kw_only=True)
+
+    __repr__ = show_fields
 
     def __attrs_post_init__(self) -> None:
         for name, value in self.__dict__.items():
