@@ -59,7 +59,7 @@ class Checkpoint:
                 files.callback(self._close_output)
                 self._inflight: InflightFile | None = None
                 if self._output.is_regular and not read_only:
-                    self._inflight = InflightFile(path.with_name(f"{path.name}.inflight"), room)
+                    self._inflight = InflightFile(path.absolute().with_name(f"{path.name}.inflight"), room)
                     files.callback(self._inflight.close)
                 self._files = files.pop_all()
         except OSError as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 import attrs
 import msgspec
 
-from piapi_async.batch.output import open_private
+from piapi_async.batch.output import open_beside
 
 __all__ = ["SLOT", "Entry", "InflightFile"]
 
@@ -74,7 +74,7 @@ class InflightFile:
         self._slots: dict[str, list[int]] = {}  # by key
         self._kept: set[int] = set()
         self._idle: dict[str, int] = {}  # slots of rows that nothing is under way for just now
-        self._fd = open_private(path, os.O_RDWR | os.O_CREAT)
+        self._fd = open_beside(path, os.O_RDWR | os.O_CREAT)
         try:
             self._load(room)
         except BaseException:
@@ -119,7 +119,7 @@ class InflightFile:
                 )
         new = self.path.with_name(f"{self.path.name}.new")
         new.unlink(missing_ok=True)
-        fd = open_private(new, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        fd = open_beside(new, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             _write_at(fd, content, 0)
             os.replace(new, self.path)

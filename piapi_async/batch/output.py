@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -13,7 +14,7 @@ from typing import BinaryIO
 from piapi_async.batch.pipe import PipeWriter
 from piapi_async.errors import BatchError
 
-__all__ = ["FileChangedError", "Output", "explain", "open_private"]
+__all__ = ["FileChangedError", "Output", "explain", "open_beside", "open_private"]
 
 _STANDARD_OUTPUT = Path("-")
 _BUFFER = 1 << 20
@@ -22,6 +23,23 @@ _BUFFER = 1 << 20
 def open_private(path: Path, flags: int, mode: int = 0o600) -> int:
     """Open a file, and follow no link to it. A new one can be read by its owner alone, unless `mode` says otherwise."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+
+
+def open_beside(path: Path, flags: int) -> int:
+    """Open a file that is kept beside the results. A pipe or a device in its place is not waited for, read or written.
+
+    Raises:
+        InTheWayError: It is no regular file.
+    """
+    fd = open_private(path, flags | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise InTheWayError(errno.EINVAL, os.strerror(errno.EINVAL), os.fspath(path))
+
+
+class InTheWayError(OSError):
+    """Something else than a regular file has the name of a file that is kept beside the results."""
 
 
 class FileChangedError(OSError):
@@ -47,6 +65,7 @@ class Output:
 
     def __init__(self, path: Path, *, read_only: bool) -> None:
         self.path = path
+        self._real = path.absolute()  # wherever the program goes meanwhile
         self.read_only = read_only
         self.size = 0
         if read_only:
@@ -56,8 +75,12 @@ class Output:
         self.is_regular = path != _STANDARD_OUTPUT and stat.S_ISREG(os.fstat(self._fd).st_mode)
         self._pipe = None if self.is_regular or read_only or not _may_stall(self._fd) else PipeWriter(self._fd)
         if self.is_regular and not read_only:
+            try:
+                _path_repaired(path).unlink(missing_ok=True)  # of a repair that was killed
+            except OSError:
+                os.close(self._fd)
+                raise
             _locked.add(self)
-            _path_repaired(path).unlink(missing_ok=True)  # of a repair that was killed
 
     def open_reader(self) -> BinaryIO:
         """Open the file for reading from its beginning. Only one reader at a time: it is the same descriptor."""
@@ -99,7 +122,7 @@ class Output:
         """Look whether the path still leads to this file, and whether it is as long as this run left it."""
         status = os.fstat(self._fd)
         try:
-            same = os.path.samestat(os.stat(self.path, follow_symlinks=False), status)
+            same = os.path.samestat(os.stat(self._real, follow_symlinks=False), status)
         except FileNotFoundError:
             same = False
         if not same or status.st_size != self.size:
@@ -115,7 +138,7 @@ class Output:
 
     def begin_repair(self) -> Repair:
         """Start a copy of the file that holds the good lines up to here."""
-        return Repair(self.path, self._fd, self.size)
+        return Repair(self._real, self._fd, self.size)
 
     def replace(self, repair: Repair) -> None:
         """Put a finished copy in the file's place."""
@@ -132,7 +155,7 @@ class Output:
         Raises:
             OSError: There is no room for it.
         """
-        fd = open_private(self.path_aside, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        fd = open_beside(_path_aside(self._real), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         size = os.fstat(fd).st_size
         try:
             for line in lines:
@@ -147,7 +170,7 @@ class Output:
     @property
     def path_aside(self) -> Path:
         """Where damaged lines are kept."""
-        return self.path.with_name(f"{self.path.name}.set-aside")
+        return _path_aside(self.path)
 
     def let_go(self) -> None:
         """Give the lock up in the child of a fork: it must end with the process that took it."""
@@ -191,6 +214,8 @@ def _look(path: Path) -> int:
 
 def _lock(path: Path) -> int:
     """Open a file and lock it."""
+    if _is_fifo(path):
+        return _open_fifo(path)
     while True:
         fd = open_private(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
@@ -205,6 +230,24 @@ def _lock(path: Path) -> int:
             os.close(fd)
             raise
         os.close(fd)
+
+
+def _open_fifo(path: Path) -> int:
+    """Open a named pipe for writing alone: a run that could read from it too would not notice that nobody does."""
+    fd = open_private(path, os.O_WRONLY | os.O_NONBLOCK)
+    os.set_blocking(fd, True)
+    return fd
+
+
+def _is_fifo(path: Path) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(path, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _path_aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.set-aside")
 
 
 def _path_repaired(path: Path) -> Path:
@@ -274,7 +317,13 @@ _ADVICE: Mapping[type[OSError], str] = {
 def explain(path: Path, error: OSError) -> BatchError:
     """Say why a file of results can't be used, and what to do."""
     advice = _ADVICE.get(type(error))
-    if path.is_symlink():
+    if error.errno == errno.ENXIO:
+        advice = "nobody reads from it; start its reader first, or name a file"
+    name: str | Path = "standard output" if path == _STANDARD_OUTPUT else path
+    if isinstance(error.filename, str) and (beside := Path(error.filename).name).startswith(f"{path.name}."):
+        name = path.with_name(beside)
+        if isinstance(error, (InTheWayError, IsADirectoryError)) or error.errno == errno.ENXIO or name.is_symlink():
+            advice = "it is no regular file, and the batch keeps one of this name; move it away"
+    elif path.is_symlink():
         advice = "it is a symbolic link, and none is followed; name the file itself"
-    name = "standard output" if path == _STANDARD_OUTPUT else path
     return BatchError(f"{name}: {advice or f'it can not be written: {error.strerror}; choose another place'}")

@@ -21,7 +21,11 @@ from piapi_async.errors import APIError, APIStatusError, PiAPIError
 from piapi_async.ledger import Ledger, carry_forward
 from piapi_async.models import Attempt, ChatCompletion
 
-__all__ = ["Flight", "Recorder"]
+__all__ = ["Flight", "NotSentError", "Recorder"]
+
+
+class NotSentError(Exception):
+    """A request does not go out, as the run has stopped or nothing can be put on record. It stays in the batch."""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -103,10 +107,17 @@ class Recorder:
     # -- a row -------------------------------------------------------------------------------------------------------
 
     def sent(self, flight: Flight) -> None:
-        """Note that a request is about to be sent."""
-        self._checkpoint.mark_sent(flight.row, flight.at_most)
+        """Note that a request is about to be sent.
+
+        Raises:
+            NotSentError: It must not be sent: it could not be noted, or its row was let go just now.
+        """
+        if not (flight.scope.cancel_called or self._checkpoint.is_full):
+            self._checkpoint.mark_sent(flight.row, flight.at_most)
+            self.stop_if_full()
+        if flight.scope.cancel_called or self._checkpoint.is_full:
+            raise NotSentError
         flight.sent = True
-        self.stop_if_full()
 
     def settled(self, flight: Flight) -> None:
         """Note that a request has ended without an answer: from here on a sum of the run tells what it may cost."""

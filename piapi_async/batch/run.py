@@ -16,7 +16,7 @@ import anyio.lowlevel
 from piapi_async.batch.checkpoint import Checkpoint
 from piapi_async.batch.failures import is_bad_key, kind_of
 from piapi_async.batch.input import FileInput, Input, Requests, open_input
-from piapi_async.batch.recorder import Flight, Recorder
+from piapi_async.batch.recorder import Flight, NotSentError, Recorder
 from piapi_async.batch.rows import Row, RowReader, make_request
 from piapi_async.batch.status import BatchStatus, Stop
 from piapi_async.client import Client
@@ -272,7 +272,7 @@ class _Run:
 
     async def _fly(self, flight: Flight) -> None:
         """Ask a row and record what comes of it."""
-        outcome: ChatCompletion | Exception
+        outcome: ChatCompletion | Exception | None
         try:
             request = make_request(flight.row)
             flight.at_most = self._client.quote(request).most or Decimal(0)
@@ -280,7 +280,9 @@ class _Run:
             outcome = error
         else:
             outcome = await self._send(flight, request)
-        if isinstance(outcome, ChatCompletion):
+        if outcome is None:
+            self._recorder.cut_off(flight)
+        elif isinstance(outcome, ChatCompletion):
             self._recorder.answered(flight, outcome)
         elif isinstance(outcome, BudgetExceededError):
             self._stop("budget", outcome)  # nothing under way can make room
@@ -294,7 +296,8 @@ class _Run:
         await self._checkpoint.written()
         self._recorder.stop_if_full()
 
-    async def _send(self, flight: Flight, request: ChatRequest) -> ChatCompletion | PiAPIError | TypeError:
+    async def _send(self, flight: Flight, request: ChatRequest) -> ChatCompletion | PiAPIError | TypeError | None:
+        """Ask. None if a request was kept from going out."""
         left = self._deadline - anyio.current_time()
         try:
             return await self._client.complete(
@@ -305,6 +308,8 @@ class _Run:
                 on_send=partial(self._recorder.sent, flight),
                 on_settled=partial(self._recorder.settled, flight),
             )
+        except NotSentError:
+            return None
         except (PiAPIError, TypeError) as error:
             return error
 

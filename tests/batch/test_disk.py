@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from piapi_async import BatchError, BatchStatus
+from piapi_async.batch.recorder import Flight, Recorder
 from piapi_async.batch.records import read_notes
 from piapi_async.testing import LocalServer, Status
 from tests.batch.checkpoints import file_limit, inflight
@@ -42,6 +43,22 @@ async def test_K4_dev_full(server: LocalServer, tmp_path: Path) -> None:
         await run(server, write(tmp_path / "in.jsonl", prompts(50)), "/dev/full", concurrency=4)
     unsaved = [json.loads(line)["custom_id"] for line in caught.value.unsaved]
     assert 1 <= len(unsaved) == len(server.requests) <= 4
+
+
+async def test_K4_a_row_that_is_let_go_as_it_is_sent(
+    server: LocalServer, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = Recorder.sent
+
+    def late(self: Recorder, flight: Flight) -> None:
+        flight.scope.cancel()  # the run has stopped, and the row's task is not told before its next wait
+        sent(self, flight)
+
+    monkeypatch.setattr(Recorder, "sent", late)
+    status = await run(server, prompts(5), out, concurrency=1)
+    assert (status.done, len(status.cut)) == (0, 0)
+    assert status.unknown == 0
+    assert not server.requests
 
 
 async def test_K4_disk_full(server: LocalServer, tmp_path: Path, out: Path) -> None:
@@ -96,7 +113,7 @@ async def test_K4_no_room_to_note_what_is_sent(server: LocalServer, out: Path) -
     server.faults = lambda _number, _body: Status(503)  # held back, each with its slot
     with file_limit(1024), pytest.raises(BatchError, match="File too large") as caught:
         await run(server, prompts(50), out, concurrency=1)
-    assert len(server.requests) == 5  # the fifth slot had no room
+    assert len(server.requests) == 4  # the fifth slot had no room, so its request did not go out
     assert [json.loads(line)["custom_id"] for line in caught.value.unsaved]
 
 

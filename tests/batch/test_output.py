@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +15,8 @@ import pytest
 from piapi_async import BatchError
 from piapi_async.batch.checkpoint import Checkpoint
 from tests.batch.checkpoints import line, opened, put
+
+pytestmark = pytest.mark.anyio
 
 # -- K5 to K7: the path and the lock ---------------------------------------------------------------------------------
 
@@ -32,6 +36,71 @@ def test_K5_a_link_is_not_followed(out: Path, name: str) -> None:
     link.unlink()
     with opened(out) as found:  # it had let the lock go
         put(found, line(1))
+
+
+@pytest.mark.parametrize("what", ["directory", "pipe", "link"])
+@pytest.mark.parametrize("name", ["inflight", "set-aside"])
+def test_something_else_has_the_name_of_a_file_beside_the_results(out: Path, name: str, what: str) -> None:
+    out.write_bytes(line(1) + b"broken\n" + line(2))
+    other = out.with_name(f"{out.name}.{name}")
+    make: dict[str, Callable[[], None]] = {
+        "directory": other.mkdir,
+        "pipe": lambda: os.mkfifo(other),
+        "link": lambda: other.symlink_to("nowhere"),
+    }
+    make[what]()
+    with pytest.raises(BatchError, match=rf"jsonl\.{name}: it is no regular file.*move it away"), opened(out):
+        pass
+    assert out.read_bytes() == line(1) + b"broken\n" + line(2)
+    (other.rmdir if what == "directory" else other.unlink)()
+    with opened(out) as found:  # it had let the lock go
+        assert found.earlier.done == 2
+
+
+def test_a_directory_in_place_of_a_repair_leaves_no_lock(out: Path) -> None:
+    other = out.with_name(f"{out.name}.repaired")
+    other.mkdir()
+    with pytest.raises(BatchError, match=r"jsonl\.repaired: it is no regular file"):
+        Checkpoint(out)
+    other.rmdir()
+    with opened(out) as found:
+        put(found, line(1))
+
+
+def test_a_program_that_goes_to_another_directory(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = out.parent / "elsewhere"
+    elsewhere.mkdir()
+    out.write_bytes(line(1) + b"broken\n" + line(2))
+    monkeypatch.chdir(out.parent)
+    found = Checkpoint(out.name)
+    monkeypatch.chdir(elsewhere)
+    list(found.load())
+    put(found, line(3))
+    found.close()
+    assert out.read_bytes() == line(1) + line(2) + line(3)
+    assert not list(elsewhere.iterdir())
+    assert {path.name for path in out.parent.iterdir()} == {out.name, f"{out.name}.set-aside", "elsewhere"}
+
+
+def test_a_named_pipe_that_nobody_reads(out: Path) -> None:
+    os.mkfifo(out)
+    with pytest.raises(BatchError, match="nobody reads from it"):
+        Checkpoint(out)
+
+
+async def test_the_reader_of_a_named_pipe_leaves(out: Path) -> None:
+    os.mkfifo(out)
+    reader = os.open(out, os.O_RDONLY | os.O_NONBLOCK)
+    found = Checkpoint(out)
+    put(found, line(1))
+    await found.written()
+    assert os.read(reader, 1 << 16) == line(1)
+    os.close(reader)
+    put(found, line(2))
+    await found.written()
+    with pytest.raises(BatchError, match="its reader is gone") as caught:
+        found.close()
+    assert caught.value.unsaved == (line(2),)
 
 
 def test_K6_two_on_one_file(out: Path) -> None:
