@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -228,7 +229,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await anyio.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_what_is_under_way_comes_in(nursery: Nursery, number: signal.Signals) -> None:
     async with LocalServer(faults=lambda number, body: Delay(0.5)) as server:
         argv = (write(50), "-o", "out.jsonl", "--base-url", server.base_url, "--concurrency", "4")
@@ -241,6 +242,18 @@ async def test_what_is_under_way_comes_in(nursery: Nursery, number: signal.Signa
     assert len(results()) == len(server.requests)
     assert "to be done" in out
     assert not exists("out.jsonl.inflight")
+
+
+async def test_a_closed_terminal_does_not_end_what_nohup_began() -> None:
+    async with LocalServer(faults=lambda number, body: Delay(0.1)) as server:
+        argv = (write(8), "-o", "out.jsonl", "--base-url", server.base_url, "--concurrency", "4")
+        shell = ("sh", "-c", "trap '' HUP; exec \"$@\"", "sh", sys.executable, "-m", "piapi_async", "batch")
+        async with await anyio.open_process((*shell, *argv)) as process:
+            await until(lambda: len(server.requests) == 4)
+            process.send_signal(signal.SIGHUP)
+            with anyio.fail_after(PATIENCE):
+                assert await process.wait() == 0
+    assert len(results()) == 8
 
 
 async def test_the_second_ctrl_c_ends_it_now(nursery: Nursery) -> None:

@@ -138,9 +138,16 @@ def raise_open_files(concurrency: int, err: Console) -> None:
 
 @contextmanager
 def _signals(act: Callable[[], None]) -> Generator[None]:
-    """Act on Ctrl-C and on SIGTERM, which ends a service. Only the main thread can."""
+    """Act on Ctrl-C, on SIGTERM, which ends a service, and on SIGHUP, which a terminal sends as it closes.
+
+    Only the main thread can. Where SIGHUP is ignored, as under `nohup`, it stays so.
+    """
     loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
     for number in numbers:
         loop.add_signal_handler(number, act)
     try:
