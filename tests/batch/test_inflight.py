@@ -192,3 +192,12 @@ def test_no_room_to_align(out: Path) -> None:
     assert inflight(out).read_bytes() == content
     with opened(out) as found:
         assert len(found.maybe_billed) == 8
+
+
+def test_a_bill_that_turned_out_smaller_is_told_by_the_line_before(out: Path) -> None:
+    with opened(out) as found:
+        found.note_unknown(Decimal(6))
+        put(found, line(1, run=found.run, unknown="5"))
+        found.note_unknown(Decimal(5))
+    with opened(out) as found:
+        assert found.earlier.unknown == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from piapi_async import BatchError
 from piapi_async.batch.checkpoint import Checkpoint
+from piapi_async.batch.output import explain
 from tests.batch.checkpoints import line, opened, put
 
 pytestmark = pytest.mark.anyio
@@ -136,6 +138,7 @@ def test_K6_a_repair_between_opening_and_locking(out: Path, monkeypatch: pytest.
 HOLD = """
 import sys
 from piapi_async.batch.checkpoint import Checkpoint
+from piapi_async.batch.output import explain
 found = Checkpoint(sys.argv[1])
 print("locked", flush=True)
 sys.stdin.read()  # until it is killed
@@ -155,3 +158,9 @@ def test_K7_the_lock_dies_with_its_process(out: Path) -> None:
     with opened(out) as found:
         put(found, line(1))
     assert out.read_bytes() == line(1)
+
+
+def test_a_file_beside_the_results_that_may_not_be_written_is_named(out: Path) -> None:
+    beside = f"{out}.inflight"
+    error = explain(out, PermissionError(errno.EACCES, "Permission denied", beside))
+    assert str(error) == f"{beside}: it can not be written: Permission denied; choose another place"

@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from piapi_async import BatchError, BatchStatus, Retry
+from piapi_async.batch.pipe import PipeWriter
 from piapi_async.testing import LocalServer, Status
 from tests.batch.runs import prompts, run, standard_streams, until
 from tests.leaks import KEY
@@ -109,3 +110,18 @@ async def test_failures_held_back_are_written_too(server: LocalServer) -> None:
     content = os.read(read, 1 << 20)
     os.close(read)
     assert (status.failed, content.count(b"\n")) == (3, 3)
+
+
+def test_no_line_is_taken_behind_one_that_could_not_be_written() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    writer = PipeWriter(writing)
+
+    async def write() -> None:
+        writer.put(b"one\n")
+        with pytest.raises(BrokenPipeError):
+            await writer.written()
+
+    anyio.run(write)
+    with pytest.raises(BrokenPipeError):
+        writer.put(b"two\n")
