@@ -108,6 +108,10 @@ class Secret:
         raise TypeError("an API key can't be pickled; read it from the environment where it is needed")
 
 
+CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
+"""For `str.translate`: no control character of a foreign text may reach a terminal or a page."""
+
+
 def excerpt(text: str, secrets: Iterable[Secret] = ()) -> str:
     """Make a foreign text fit for an error message or a log.
 

@@ -154,10 +154,8 @@ class Results(Generic[T]):
             while running := [task for task in (feeder, *self._asking) if not task.done()]:
                 try:
                     await asyncio.wait(running)
-                except (
-                    asyncio.CancelledError
-                ) as again:  # the caller is in a hurry, so what is slow to end is told again
-                    interrupted = again
+                except asyncio.CancelledError as again:
+                    interrupted = again  # the caller is in a hurry, so what is slow to end is told again
                     self._cancel(feeder)
         if interrupted is not None:
             raise interrupted

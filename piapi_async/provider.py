@@ -15,7 +15,16 @@ from piapi_async.errors import ConfigurationError, Secret
 from piapi_async.models.checks import show_fields
 from piapi_async.policy import Limits
 
-__all__ = ["Endpoint", "Provider", "check_base_url", "check_headers", "check_keys", "check_proxy", "read_keys"]
+__all__ = [
+    "Endpoint",
+    "Provider",
+    "check_base_url",
+    "check_headers",
+    "check_keys",
+    "check_proxy",
+    "read_base_url",
+    "read_keys",
+]
 
 _KEY = r"[\x21-\x7e]{1,512}"
 _HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -101,7 +110,8 @@ def check_base_url(base_url: object, *, allow_http: bool = False) -> str:
     return f"{parts.scheme}://{parts.netloc}{path}"
 
 
-def _checked_base_url(base_url: str, *, allow_http: bool) -> str | ConfigurationError:
+def read_base_url(base_url: str, *, allow_http: bool) -> str | ConfigurationError:
+    """Check a URL; return the error to raise where it is not bound, as it may hold a password."""
     try:
         return check_base_url(base_url, allow_http=allow_http)
     except ConfigurationError as error:
@@ -243,7 +253,7 @@ class Provider:
             raise ConfigurationError("limits: it is no Limits; pass Limits(concurrency=…), or None for the client's")
         given = self.base_url
         object.__setattr__(self, "base_url", "")  # a traceback that shows this object must not show a password
-        url = _checked_base_url(given, allow_http=self.allow_http)
+        url = read_base_url(given, allow_http=self.allow_http)
         del given
         if isinstance(url, ConfigurationError):
             raise url

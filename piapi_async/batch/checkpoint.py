@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -23,7 +23,8 @@ from piapi_async.errors import BatchError
 __all__ = ["Checkpoint"]
 
 
-_note_nowhere: Callable[[str, Decimal], None] = lambda _run, _amount: None  # noqa: E731  # nothing to be noted
+def _note_nowhere(run: str, amount: Decimal) -> None:
+    """Note nothing: there is no file for it."""
 
 
 class Checkpoint:

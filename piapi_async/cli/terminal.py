@@ -11,10 +11,11 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-# Control characters in an answer, such as escape sequences, must not reach a terminal. In a pipe they do no harm.
-_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "�") | {0x09: "\t", 0x0A: "\n", 0x0D: None}
+from piapi_async.errors import CONTROLS
 
-_NO_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
+# Control characters in an answer, such as escape sequences, must not reach a terminal. In a pipe they do no harm.
+_CONTROLS = CONTROLS | {0x09: "\t", 0x0A: "\n", 0x0D: None}
+
 
 _PIPE_WIDTH = 120  # the width of a table, in characters, where no terminal sets one
 
@@ -47,7 +48,7 @@ def visible(text: str, console: Console) -> str:
 
 def clean(text: str) -> str:
     """Make a line of ours fit for any console: ids, names and errors in it may hold control characters."""
-    return text.translate(_NO_CONTROLS)
+    return text.translate(CONTROLS)
 
 
 async def write_tokens(tokens: AsyncIterable[str], console: Console, *, wrap: bool = False) -> float | None:

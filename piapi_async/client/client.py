@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias, Unpack, cast
 from piapi_async.billing import Billing, Quote
 from piapi_async.catalog import ModelInfo, allows
 from piapi_async.client.options import (
+    BASE_URL,
     Item,
     Items,
     check_types,
@@ -26,7 +27,6 @@ from piapi_async.client.options import (
     make_request,
     one_prompt,
     read_api_key,
-    read_base_url,
     read_deadline,
     read_item,
     read_items,
@@ -41,7 +41,7 @@ from piapi_async.models import ChatCompletion, ChatParams, ChatRequest, Prompt
 from piapi_async.models.requests import check_names
 from piapi_async.policy import Deadline, Health, Limits, Retry, Timeout
 from piapi_async.pool import SessionPool, Transport
-from piapi_async.provider import Provider
+from piapi_async.provider import Provider, read_base_url
 from piapi_async.route import Call, Router, Upstream
 from piapi_async.stream import ChatStream
 
@@ -126,7 +126,8 @@ class Client:
         transport: Transport | None = None,
         seed: int | None = None,
     ) -> None:
-        keys, url, through = read_api_key(api_key), read_base_url(base_url, allow_http=allow_http), read_proxy(proxy)
+        keys, through = read_api_key(api_key), read_proxy(proxy)
+        url = read_base_url(base_url or os.environ.get("PIAPI_BASE_URL") or BASE_URL, allow_http=allow_http)
         del api_key, base_url, proxy
         if isinstance(keys, ConfigurationError):
             raise keys

@@ -16,7 +16,7 @@ from piapi_async.models import ChatParams, ChatRequest, Message, Prompt
 from piapi_async.models.checks import plain_number
 from piapi_async.models.requests import check_names
 from piapi_async.policy import Deadline, Health, Limits, Retry, Timeout
-from piapi_async.provider import Provider, check_base_url, check_proxy, read_keys
+from piapi_async.provider import Provider, check_proxy, read_keys
 
 BASE_URL = "https://api.piapi.ai/v1"
 """Where PiAPI answers, by its page."""
@@ -150,14 +150,6 @@ def read_api_key(api_key: object) -> tuple[Secret, ...] | ConfigurationError:
     if api_key is None:
         return ConfigurationError("api_key: there is none; pass it, or set the environment variable PIAPI_API_KEY")
     return read_keys(api_key)
-
-
-def read_base_url(base_url: str | None, *, allow_http: bool) -> str | ConfigurationError:
-    """Return where PiAPI is asked, or the error to raise where no URL is bound: it may hold a password."""
-    try:
-        return check_base_url(base_url or os.environ.get("PIAPI_BASE_URL") or BASE_URL, allow_http=allow_http)
-    except ConfigurationError as error:
-        return error.with_traceback(None)
 
 
 def read_proxy(proxy: str | None) -> Secret | ConfigurationError | None:

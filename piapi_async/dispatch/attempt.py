@@ -81,8 +81,6 @@ class AttemptInFlight:
         self._builder: AnswerBuilder | None = None
         self._batches: AsyncGenerator[list[ChatCompletionChunk], None] | None = None
         self.completion: ChatCompletion | None = None
-        self._tokens: tuple[int, int] = (0, 0)  # of prompt and answer, as counted or estimated
-        self._estimated = False
         self._ended = False
 
     @property
@@ -280,25 +278,9 @@ class AttemptInFlight:
 
     def _accept(self, completion: ChatCompletion) -> ChatCompletion:
         """Count the tokens of a good answer. The caller's tokenizer may raise, so this comes before leaving."""
-        usage, billing, request = completion.usage, self._dispatcher.billing, self.call.request
-        counted = (0, 0) if usage is None else (usage.prompt_tokens, usage.output_tokens)
-        # Zeros count nothing, and counts with more of the answer behind them not all of it.
-        self._estimated = not any(counted) or (self._builder is not None and self._builder.uncounted)
-        self._tokens = counted
-        if self._estimated:
-            prompt = billing.estimate_prompt(request, self.call.model, self.upstream.provider)
-            answer = billing.estimate_answer(request, [choice.message for choice in completion.choices], self._came[1])
-            self._tokens = counted[0] or prompt, max(counted[1], answer)
+        self._reservation.count(completion, self._builder, self.upstream)
         self.completion = completion
         return completion
-
-    @property
-    def _came(self) -> tuple[int, int]:
-        """Tokens of the prompt and of a streamed answer, as far as is known: one a chunk at least."""
-        if self._builder is None:
-            return 0, 0
-        usage, chunks = self._builder.usage, self._builder.chunks
-        return (0, chunks) if usage is None else (usage.prompt_tokens, max(chunks, usage.output_tokens))
 
     async def _send(self, deadline: Deadline) -> Exchange:
         """Send the request; once more, on a new connection, when a kept one turns out to be closed."""
@@ -391,8 +373,8 @@ class AttemptInFlight:
     def _succeed(self, completion: ChatCompletion, now: float) -> None:
         usage, gate, dispatcher = completion.usage, self.key.gate, self._dispatcher
         self._leave(now, good=True)
-        completion.cost = self._reservation.book(self.upstream, self._tokens, estimated=self._estimated)
-        completion.cost_estimated = self._estimated
+        completion.cost = self._reservation.book(self.upstream)
+        completion.cost_estimated = self._reservation.estimated
         self._record(now, "ok", usage)
         completion.provider = self.upstream.provider.name
         completion.attempts = tuple(self.call.attempts)
@@ -451,7 +433,7 @@ class AttemptInFlight:
     def _settle(self, *, billed: bool) -> None:
         """Keep or release what was reserved, for an attempt without an answer."""
         if billed:
-            self._reservation.keep(self.upstream, self._came)
+            self._reservation.keep(self.upstream, self._builder)
         else:
             self._reservation.release()
         self._tell_of_end()

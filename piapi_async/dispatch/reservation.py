@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from piapi_async.billing import Account
 from piapi_async.catalog import to_dollars
 from piapi_async.ledger import show_dollars
+from piapi_async.models import ChatCompletion
 from piapi_async.route import Call, Upstream
+from piapi_async.wire import AnswerBuilder
 
 if TYPE_CHECKING:
     from piapi_async.dispatch.dispatcher import Dispatcher
@@ -20,6 +22,9 @@ _log = logging.getLogger("piapi_async")
 class Reservation:
     """What an attempt has reserved of the budget, and what becomes of it. Without a budget it reserves nothing.
 
+    Attributes:
+        estimated: Whether the tokens of the answer are an estimate, once they are counted.
+
     Args:
         dispatcher: Whose books it is entered in.
         call: What the attempt belongs to.
@@ -29,6 +34,8 @@ class Reservation:
         self._dispatcher = dispatcher
         self._call = call
         self._held: int | None = None  # picodollars
+        self.estimated = False
+        self._tokens = 0, 0  # of the prompt and of all choices
 
     # -- before sending ------------------------------------------------------------------------------------------------
 
@@ -73,26 +80,40 @@ class Reservation:
 
     # -- at the end ----------------------------------------------------------------------------------------------------
 
-    def book(self, upstream: Upstream, tokens: tuple[int, int], *, estimated: bool) -> Decimal | None:
-        """Turn it into what an answer cost, and return that in US dollars; None where the price is unknown.
+    def count(self, completion: ChatCompletion, builder: AnswerBuilder | None, upstream: Upstream) -> None:
+        """Count the tokens of a good answer, or estimate them. The caller's tokenizer may raise.
 
         Args:
+            completion: The answer.
+            builder: What its chunks were added to; None where it came whole.
             upstream: Who answered.
-            tokens: Of the prompt, and of all choices.
-            estimated: Whether the tokens are an estimate.
         """
-        bill = self._dispatcher.billing.book(self._account(upstream), self._held, *tokens, estimated=estimated)
+        usage, billing, request = completion.usage, self._dispatcher.billing, self._call.request
+        counted = (0, 0) if usage is None else (usage.prompt_tokens, usage.output_tokens)
+        # Zeros count nothing, and counts with more of the answer behind them not all of it.
+        self.estimated = not any(counted) or (builder is not None and builder.uncounted)
+        self._tokens = counted
+        if self.estimated:
+            prompt = billing.estimate_prompt(request, self._call.model, upstream.provider)
+            chunks = 0 if builder is None else builder.chunks
+            answer = billing.estimate_answer(request, [choice.message for choice in completion.choices], chunks)
+            self._tokens = counted[0] or prompt, max(counted[1], answer)
+
+    def book(self, upstream: Upstream) -> Decimal | None:
+        """Turn it into what the counted answer cost, and return that in US dollars; None where the price is unknown."""
+        account = self._account(upstream)
+        bill = self._dispatcher.billing.book(account, self._held, *self._tokens, estimated=self.estimated)
         self._compare(upstream, bill)
         return None if bill is None else to_dollars(bill)
 
-    def keep(self, upstream: Upstream, came: tuple[int, int]) -> None:
+    def keep(self, upstream: Upstream, builder: AnswerBuilder | None) -> None:
         """Turn it into what an attempt may have cost whose bill is unknown.
 
         Args:
             upstream: Who was asked.
-            came: Tokens of the prompt and of the answer, as far as is known.
+            builder: What the chunks that came were added to; None where none can have come.
         """
-        call, account = self._call, self._account(upstream)
+        call, account, came = self._call, self._account(upstream), _came(builder)
         bill = self._dispatcher.billing.keep(account, self._held, call.request, call.model, upstream.provider, came)
         self._compare(upstream, bill)
 
@@ -117,3 +138,11 @@ class Reservation:
             show_dollars(bill),
             show_dollars(held),
         )
+
+
+def _came(builder: AnswerBuilder | None) -> tuple[int, int]:
+    """Tokens of the prompt and of a streamed answer, as far as is known: one a chunk at least."""
+    if builder is None:
+        return 0, 0
+    usage, chunks = builder.usage, builder.chunks
+    return (0, chunks) if usage is None else (usage.prompt_tokens, max(chunks, usage.output_tokens))

@@ -6,6 +6,8 @@ import html
 from datetime import UTC, datetime
 from decimal import Decimal
 
+from piapi_async.errors import CONTROLS
+
 __all__ = [
     "DAY",
     "decimal_places",
@@ -25,12 +27,9 @@ DAY = 86400.0
 """Seconds."""
 
 
-_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
-
-
 def escape(text: str) -> str:
     """Make a text from outside fit for the page: no markup, no control characters."""
-    return html.escape(text.translate(_CONTROLS))
+    return html.escape(text.translate(CONTROLS))
 
 
 def shorten(text: str, length: int) -> str:
