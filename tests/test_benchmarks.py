@@ -154,11 +154,9 @@ def test_a_peer_that_is_not_installed_is_reported(
     }  # fmt: skip
 
 
-OWN = {"bare", "lean", "ours"}
-"""What needs no other package."""
-
-
-@pytest.mark.parametrize("peer", [needs(peer, *([] if peer in OWN else [pytest.mark.slow])) for peer in clients.PEERS])
+@pytest.mark.parametrize(
+    "peer", [needs(peer, *([] if peer == "ours" else [pytest.mark.slow])) for peer in clients.PEERS]
+)
 def test_each_peer_answers_rightly(peer: str) -> None:
     jobs = ["complete"] if peer == "pyreqwest" else ["complete", "tokens", "first"]
     with load_server() as ports:

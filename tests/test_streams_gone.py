@@ -15,7 +15,9 @@ def command(how: str) -> list[str]:
     return ["sh", "-c", f'exec "$@" {how}', "sh", sys.executable, "-c", CODE]
 
 
-@pytest.mark.parametrize("how", ["2>&-", "2>/dev/full", "0<&- 2>&-"])
+@pytest.mark.parametrize(
+    "how", ["0<&- 2>&-", *(pytest.param(how, marks=pytest.mark.slow) for how in ("2>&-", "2>/dev/full"))]
+)
 def test_standard_error_is_gone(how: str) -> None:
     if "full" in how and not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")

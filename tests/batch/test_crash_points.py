@@ -225,7 +225,9 @@ HISTORIES = (
 
 
 @pytest.mark.parametrize("history", HISTORIES)
-@pytest.mark.parametrize("again", [{}, {"retry_failed": True}], ids=["go on", "retry failed"])
+@pytest.mark.parametrize(
+    "again", [{}, pytest.param({"retry_failed": True}, marks=pytest.mark.slow)], ids=["go on", "retry failed"]
+)
 @pytest.mark.parametrize("cuts", [0, pytest.param(None, marks=pytest.mark.slow)], ids=["whole writes", "torn writes"])
 async def test_K1_K2_a_crash_at_any_moment(
     tmp_path: Path, world: World, history: Callable[[Path, World], Any], again: Mapping[str, Any], cuts: int | None

@@ -408,6 +408,7 @@ def a_request_stays_on_record_when_it_has_ended(patch: Patch) -> None:
     patch.setattr(InflightFile, "settle", lambda self, key: None)
 
 
+@pytest.mark.slow  # all together; most take a second
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_seed_finds_that(name: str, monkeypatch: Patch) -> None:
     put_back, is_of_this_kind = FAULTS[name]
